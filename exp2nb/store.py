@@ -218,14 +218,15 @@ def atomic_folder(
     finally:
         for leftover in (tmp, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/12_store.ipynb #2d4f8c42
+# %% ../nbs/12_store.ipynb #965534ba
 def damage(
     folder,  # a folder made by `atomic_folder`
 )->str:      # '' if all is well, else the bad file and what is wrong with it
     "Check every file of a folder against its manifest."
     folder = Path(folder)
     try: manifest = {f: (m['bytes'], m['sha256']) for f,m in read_json(folder/'manifest.json').items()}
-    except (UserError, AttributeError, KeyError, TypeError):
+    except (UserError, AttributeError, KeyError, TypeError): manifest = {}
+    if not {'tensors.safetensors', 'state.json'} <= set(manifest):
         f = folder/'manifest.json'
         return 'manifest.json is ' + ('missing' if not f.exists() else 'damaged' if f.stat().st_size else 'empty')
     for name,(size,sha) in manifest.items():
@@ -235,7 +236,7 @@ def damage(
         if found==0 and size: return f'{name} is empty'
         if found!=size: return f'{name} is ' + ('truncated' if found<size else 'too long') + f' ({found} of {size} bytes)'
         if sha256_of(f)!=sha: return f'{name} was altered (its SHA-256 differs from the manifest)'
-    return '' if {'tensors.safetensors', 'state.json'} <= set(manifest) else 'manifest.json is damaged'
+    return ''
 
 # %% ../nbs/12_store.ipynb #0846886d
 def save_state(
@@ -379,7 +380,7 @@ def _leaves(x, at=''):
     if isinstance(x, dict) and x: return {k:v for n in x for k,v in _leaves(x[n], f'{at}.{n}' if at else str(n)).items()}
     return {at: x}
 
-# %% ../nbs/12_store.ipynb #35209b6f
+# %% ../nbs/12_store.ipynb #cd4b748c
 MAY_DIFFER = ('versions', 'git', 'host', 'started', 'config.device', 'config.run_dir', 'config.data_dir', 'config.tracker')
 
 def check_config(
@@ -393,11 +394,12 @@ def check_config(
     there, here = _leaves(read_json(path)), _leaves(json.loads(json.dumps(record)))
     differ = {k: (there.get(k), here.get(k)) for k in [*here, *(k for k in there if k not in here)] if (k in there, there.get(k))!=(k in here, here.get(k))}
     allowed = {k: v for k,v in differ.items() if any(k==m or k.startswith(m+'.') for m in may_differ)}
-    if bad := [f'{k} is {there.get(k)!r} there and {here.get(k)!r} here' for k in differ if k not in allowed]:
+    def say(d, k): return repr(d[k]) if k in d else 'absent'
+    if bad := [f'{k} is {say(there, k)} there and {say(here, k)} here' for k in differ if k not in allowed]:
         raise UserError(f"{path} was written by a run with other settings ({'; '.join(bad)}): give the same ones, or choose another run_dir.")
     return allowed
 
-# %% ../nbs/12_store.ipynb #0001295d
+# %% ../nbs/12_store.ipynb #67f95001
 class Interrupted(Exception):
     "A run that was asked to stop has saved its state and stopped."
 
@@ -415,7 +417,7 @@ class Interrupt:
         self.requested = signal.Signals(number).name
 
     def __exit__(self, *args):
-        for s,handler in self.old.items(): signal.signal(s, handler)
+        for s,handler in self.old.items(): signal.signal(s, signal.SIG_DFL if handler is None else handler)
 
 # %% ../nbs/12_store.ipynb #a53b4221
 class SaveTimer:
