@@ -37,7 +37,7 @@ def cli_errors(f):
             sys.exit(2)
     return inner
 
-# %% ../nbs/00_config.ipynb #bd9c8ac3
+# %% ../nbs/00_config.ipynb #599a85d5
 @dataclass(frozen=True)
 class ModelConfig:
     "The shape of the decoder-only transformer in `exp2nb.model`."
@@ -49,7 +49,7 @@ class ModelConfig:
     vocab_multiple:int = 64     # embedding and head are padded to a multiple of this
     context:int = 2048          # longest sequence, in tokens
     pattern:str = 'L'           # attention per layer, repeated: L long (whole context), S short; the last layer is always L
-    short_window:int = 512      # tokens that an S layer sees, itself included
+    short_window:int = 513      # tokens that an S layer sees: itself and 512 before it
     softcap:float = 15.         # logits are squashed into ±softcap
 
     @property
@@ -79,7 +79,7 @@ class Rates:
         "The same rates, each multiplied by its own fraction."
         return Rates(self.matrix*matrix, self.embedding*embedding, self.head*head, self.scalar*scalar)
 
-# %% ../nbs/00_config.ipynb #cc0f0a36
+# %% ../nbs/00_config.ipynb #4906ebf8
 @dataclass(frozen=True)
 class PretrainConfig:
     "Next-token prediction on plain text."
@@ -91,10 +91,10 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    "Supervised fine-tuning on packed conversations, loss on the assistant's tokens."
+    "Supervised fine-tuning on conversations packed side by side, loss on the assistant's tokens."
     passes:float = 1.             # passes over the mixture
-    batch_tokens:int = 524288     # tokens a step, padding included
-    row_tokens:int = 2048         # length of a packed row
+    batch_tokens:int = 524288     # tokens a step
+    micro_tokens:int = 65536      # tokens a forward pass
     rates:Rates = Rates()
     decay:float = 1.              # share of the steps that decays linearly to zero
     target_copies:int = 2         # the target's problems appear this often in the mixture
@@ -102,7 +102,7 @@ class SFTConfig:
     choices:float = 0.5           # four-choice conversations per target conversation (embedded mixture)
     identity:str = ''             # JSONL file of identity conversations (full-size mixture)
 
-# %% ../nbs/00_config.ipynb #563c0dd3
+# %% ../nbs/00_config.ipynb #654778c5
 @dataclass(frozen=True)
 class RLConfig:
     "GRPO as in the note: on-policy, mean-subtracted reward, no KL, no clipping."
@@ -117,7 +117,6 @@ class RLConfig:
     logprob:str = 'full'          # log-probability under the 'full' softmax (nanochat) or under the 'sampled' (top-k) distribution
     micro_tokens:int = 65536      # tokens a forward pass of the update
     rows:int = 256                # rows that decode together
-    dev_every:int = 0             # steps between greedy scores on dev; 0: never
     preflight:int = 32            # prompts sampled before the first step
 
 @dataclass(frozen=True)
@@ -136,7 +135,8 @@ class EvalConfig:
     max_new:int = 256
     max_items:int = 0             # problems a task; 0: all
     rows:int = 256                # rows that decode together
-    curve:int = 8                 # dev scores along the budget
+    curve:int = 8                 # greedy dev scores along the budget, the same number for each arm
+    kl_prompts:int = 64           # dev prompts on which the distance to the SFT checkpoint is taken
 
 # %% ../nbs/00_config.ipynb #ef5173c0
 @dataclass(frozen=True)
@@ -167,25 +167,25 @@ class Config:
     sft_plus:SFTPlusConfig = SFTPlusConfig()
     eval:EvalConfig = EvalConfig()
 
-# %% ../nbs/00_config.ipynb #651d25eb
+# %% ../nbs/00_config.ipynb #cc1187cd
 _full = dict(
-    pretrain=PretrainConfig(tokens_per_param=20.), sft=SFTConfig(), rl=RLConfig(dev_every=50), sft_plus=SFTPlusConfig(), eval=EvalConfig(n_samples=4))
+    pretrain=PretrainConfig(tokens_per_param=20.), sft=SFTConfig(), rl=RLConfig(), sft_plus=SFTPlusConfig(), eval=EvalConfig(n_samples=4))
 
 _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)
 
 _tiny = dict(
     model=ModelConfig(4, aspect=32, head_dim=32, vocab=640, context=256),
     pretrain=PretrainConfig(tokens_per_param=2., batch_tokens=4096, rates=_small_rates),
-    sft=SFTConfig(passes=1., batch_tokens=2560, row_tokens=256, rates=_small_rates),
-    rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, dev_every=20),
+    sft=SFTConfig(passes=1., batch_tokens=2560, rates=_small_rates),
+    rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192),
     sft_plus=SFTPlusConfig(batch_tokens=2560, rates=_small_rates.times(.5, .5, .5, .5)),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=4, max_new=96))
 
 _smoke = dict(
     model=ModelConfig(2, aspect=32, head_dim=32, vocab=512, context=256), n_train=256, n_test=32, dev=32,
     pretrain=PretrainConfig(tokens_per_param=.3, batch_tokens=2048, rates=_small_rates),
-    sft=SFTConfig(passes=1., batch_tokens=2560, row_tokens=256, rates=_small_rates),
-    rl=RLConfig(problems=4, samples=4, steps=4, max_new=48, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, dev_every=2, preflight=8),
+    sft=SFTConfig(passes=1., batch_tokens=2560, rates=_small_rates),
+    rl=RLConfig(problems=4, samples=4, steps=4, max_new=48, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, preflight=8),
     sft_plus=SFTPlusConfig(batch_tokens=1280, rates=_small_rates.times(.5, .5, .5, .5)),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=2, max_new=48, curve=2))
 
@@ -197,7 +197,7 @@ PRESETS = dict(
 TARGETS = ('stories', 'gsm8k')
 MATCH_ON = ('model', 'executed', 'note', 'seconds')
 
-# %% ../nbs/00_config.ipynb #8520f6eb
+# %% ../nbs/00_config.ipynb #b8b4e02c
 def make_config(
     preset:str='tiny',   # one of `PRESETS`
     task:str='',         # target task, one of `TARGETS`; '': stories for smoke and tiny, gsm8k for d12 and d26
@@ -212,7 +212,7 @@ def make_config(
         others = tuple(t for t in c.eval.tasks if t not in TARGETS)
         c = replace(c, eval=replace(c.eval, tasks=(task,)+others))
     if preset in ('smoke', 'tiny') and task=='gsm8k' and 'model' not in kw:  # real problems need room
-        c = replace(c, model=replace(c.model, vocab=2048, context=768), sft=replace(c.sft, row_tokens=768, batch_tokens=max(c.sft.batch_tokens, 3072)))
+        c = replace(c, model=replace(c.model, vocab=2048, context=768), sft=replace(c.sft, batch_tokens=max(c.sft.batch_tokens, 4096)))
     return check_config_values(c)
 
 # %% ../nbs/00_config.ipynb #fdcebf84

@@ -16,11 +16,11 @@ def norm(x):
     "RMSNorm over the last dimension, without weights (Zhang & Sennrich 2019)."
     return F.rms_norm(x, (x.shape[-1],))
 
-# %% ../nbs/07_model.ipynb #259bc4fd
+# %% ../nbs/07_model.ipynb #f0b5d6fe
 def rope_angles(
     pos,               # positions (N,)
     head_dim:int,
-    base:float=10000.  # longest wavelength, in tokens over 2π
+    base:float=100000. # longest wavelength, in tokens over 2π
 ):                     # cos and sin, each (N, 1, head_dim/2)
     "Rotary angles (Su et al. 2021), computed where needed: no table, no longest position."
     freq = base ** (-torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)/head_dim)
@@ -35,7 +35,7 @@ def rotate(
     a,b = x.chunk(2, -1)
     return torch.cat([a*cos + b*sin, b*cos - a*sin], -1).to(x.dtype)
 
-# %% ../nbs/07_model.ipynb #efa88c19
+# %% ../nbs/07_model.ipynb #06cadc15
 class Block(nn.Module):
     "Attention and MLP, each added to the stream."
     def __init__(self, s:Shape):
@@ -48,7 +48,7 @@ class Block(nn.Module):
     def forward(self, x, attend, cos, sin):
         h,split = norm(x), lambda t: t.unflatten(-1, (-1, self.head_dim))
         q,k,v = split(self.q(h)), split(self.k(h)), split(self.v(h))
-        q,k = (norm(rotate(t, cos, sin)) for t in (q,k))
+        q,k = (1.2*norm(rotate(t, cos, sin)) for t in (q,k))
         x = x + self.o(attend(q, k, v).flatten(-2))
         return x + self.down(F.relu(self.up(norm(x))).square())
 
