@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'BUDGET_STAGES', 'STAGES', 'RERUN', 'totals', 'read_rows', 'read_ledger', 'rank_path', 'owner_path',
-           'replace_file', 'check_owner', 'Ledger', 'ledger_summary', 'Budget', 'load_budget', 'check_complete',
-           'would_buy', 'budget_record']
+           'check_owner', 'Ledger', 'ledger_summary', 'Budget', 'load_budget', 'check_complete', 'would_buy',
+           'budget_record']
 
-# %% ../nbs/09_ledger.ipynb #54712465
-import json, os, time, warnings
+# %% ../nbs/09_ledger.ipynb #5db87e13
+import json, os, time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from .config import MATCH_ON, UserError, check_choice, sha256_of
 from .flops import COUNTING_REVISION
+from .store import Jsonl, read_json, read_jsonl, write_json
 
 # %% ../nbs/09_ledger.ipynb #2fbde9b5
 COLUMNS = ('stage', 'step', 'rank', 'tokens_prompt', 'tokens_new', 'tokens_forced', 'tokens_pad',
@@ -38,20 +39,12 @@ def totals(
     for r in rows: by_rank[r['rank']] = by_rank.get(r['rank'], 0.) + r['seconds']
     return {**out, 'seconds':max(by_rank.values(), default=0.), 'device_seconds':sum((r['device_seconds'] for r in rows), 0.)}
 
-# %% ../nbs/09_ledger.ipynb #ef0b3dfb
-def _parse(line):
-    try: r = json.loads(line)
-    except ValueError: return None
-    return r if isinstance(r, dict) and set(r)==set(COLUMNS) else None
-
+# %% ../nbs/09_ledger.ipynb #64c58cd1
 def read_rows(path)->list:  # dicts
-    "The rows of a ledger file; a half-written last line is dropped with a warning. Raises `UserError` for any other broken line."
-    lines = Path(path).read_bytes().splitlines(keepends=True)
-    rows = [_parse(l) if l.endswith(b'\n') else None for l in lines]
-    if rows and rows[-1] is None and not lines[-1].endswith(b'\n'):
-        warnings.warn(f'{path}: dropped a half-written last line (the process that wrote it was killed).', stacklevel=2)
-        rows.pop()
-    if None in rows: raise UserError(f'{path}: line {rows.index(None)+1} is not a ledger row: the file was damaged, run this arm again.')
+    "The rows of a ledger file, a half-written last one left out. Raises `UserError` naming the first line that isn't a ledger row."
+    rows = read_jsonl(path)
+    for i,r in enumerate(rows, 1):
+        if set(r)!=set(COLUMNS): raise UserError(f'{path}: line {i} is not a ledger row: the file was damaged, run this arm again.')
     return rows
 
 # %% ../nbs/09_ledger.ipynb #a8af4a6a
@@ -59,19 +52,13 @@ def read_ledger(path)->pd.DataFrame:  # one row per piece of work, columns `COLU
     "A ledger as a table. `pandas.read_json(path, lines=True)` reads the same."
     return pd.DataFrame(read_rows(path), columns=COLUMNS)
 
-# %% ../nbs/09_ledger.ipynb #b5c6ea1e
+# %% ../nbs/09_ledger.ipynb #7484e79f
 def rank_path(path, rank:int)->Path:
     "The file that process `rank` writes: `ledger.jsonl`, `ledger.rank1.jsonl`, …"
     path = Path(path)
     return path if rank==0 else path.with_name(f'{path.stem}.rank{rank}{path.suffix}')
 
 def owner_path(path)->Path: return Path(path).with_suffix('.owner.json')
-
-def replace_file(path, data:bytes):
-    "Write a whole file or nothing."
-    tmp = Path(f'{path}.tmp{os.getpid()}')
-    tmp.write_bytes(data)
-    os.replace(tmp, path)
 
 # %% ../nbs/09_ledger.ipynb #0a62b793
 RERUN = 'papermill nbs/run_arm.ipynb OUT.ipynb -p arm rl'
@@ -81,7 +68,7 @@ def check_owner(have:dict, shape, task:str, where):
     for key,want,what in (('counting_revision', COUNTING_REVISION, 'another revision of the counting'), ('shape', shape.hash, 'another model'), ('task', task, 'another task')):
         if have.get(key)!=want: raise UserError(f'{where} is of {what} ({have.get(key)}, here {want}): run `{RERUN}` first, in a run folder of its own.')
 
-# %% ../nbs/09_ledger.ipynb #a0e32784
+# %% ../nbs/09_ledger.ipynb #01b5d5b8
 class Ledger:
     "Append-only record of one process's work."
     def __init__(self,
@@ -90,24 +77,15 @@ class Ledger:
         task:str,   # the target task
         rank:int=0  # the process that writes
     ):
-        self.path, self.rank = rank_path(path, rank), rank
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        owner = owner_path(path)
-        if owner.exists(): check_owner(json.loads(owner.read_text()), shape, task, path)
-        else: replace_file(owner, json.dumps(dict(shape=shape.hash, task=task, counting_revision=COUNTING_REVISION)).encode())
-        self.rows = read_rows(self.path) if self.path.exists() else []
-        self._write_all()
-
-    def _write_all(self):
-        "Put exactly `self.rows` into the file (a half-written line goes) and open it for appending."
-        replace_file(self.path, b''.join(map(_line, self.rows)))
-        self._file = open(self.path, 'ab', buffering=0)
+        self.rank, owner = rank, owner_path(path)
+        if owner.exists(): check_owner(read_json(owner), shape, task, path)
+        else: write_json(owner, dict(shape=shape.hash, task=task, counting_revision=COUNTING_REVISION))
+        self.file = Jsonl(rank_path(path, rank))
+        self.rows = read_rows(self.file.path)
 
     def __len__(self): return len(self.rows)
 
-def _line(row): return json.dumps(row, separators=(',', ':')).encode()+b'\n'
-
-# %% ../nbs/09_ledger.ipynb #5ca6f53d
+# %% ../nbs/09_ledger.ipynb #8ac12589
 @patch
 def add(self:Ledger,
     stage:str,            # one of `STAGES`
@@ -121,7 +99,7 @@ def add(self:Ledger,
     for k in cost: check_choice('ledger column', k, COLUMNS[3:10])
     row = dict.fromkeys(COLUMNS, 0) | cost
     row |= dict(stage=stage, step=int(step), rank=self.rank, seconds=float(seconds), device_seconds=float(seconds if device_seconds is None else device_seconds))
-    self._file.write(_line(row))
+    self.file.append(row)
     self.rows.append(row)
     return row
 
@@ -147,18 +125,17 @@ def timed(self:Ledger, stage:str, step:int):
     yield cost
     _wait(); self.add(stage, step, time.perf_counter()-start, **cost)
 
-# %% ../nbs/09_ledger.ipynb #b59d54b4
+# %% ../nbs/09_ledger.ipynb #a567d498
 @patch
 def truncate(self:Ledger,
-    n_rows:int  # rows to keep, as the checkpoint remembers
+    rows:int,    # rows to keep, as the checkpoint remembers
+    sha256=None  # their hash, as `ledger.file.position` gave it; None: not checked
 ):
-    "Forget the rows after the checkpoint. Raises `UserError` if there are fewer."
-    if n_rows > len(self): raise UserError(f'{self.path} has {len(self)} rows but the checkpoint remembers {n_rows}: delete this arm\'s folder and run it again.')
-    self._file.close()
-    self.rows = self.rows[:n_rows]
-    self._write_all()
+    "Forget the rows after the checkpoint. Raises `UserError` if they are not those that were written."
+    self.file.truncate(rows, sha256)
+    self.rows = self.rows[:rows]
 
-# %% ../nbs/09_ledger.ipynb #89ac053e
+# %% ../nbs/09_ledger.ipynb #d634a49e
 @patch(cls_method=True)
 def merge(cls:Ledger,
     path    # `ledger.jsonl`
@@ -168,18 +145,19 @@ def merge(cls:Ledger,
     parts = {p: read_rows(p) for p in sorted(path.parent.glob(f'{path.stem}.rank*{path.suffix}'))}
     ranks = {r['rank'] for rows in parts.values() for r in rows}
     rows = [r for r in read_rows(path) if r['rank'] not in ranks] + [r for rs in parts.values() for r in rs]
-    rows.sort(key=lambda r: (r['step'], r['rank']))
-    replace_file(path, b''.join(map(_line, rows)))
+    whole = path.with_name(f'.tmp-{path.name}')
+    whole.write_text(''.join(json.dumps(r)+'\n' for r in sorted(rows, key=lambda r: (r['step'], r['rank']))))
+    os.replace(whole, path)
     for p in parts: p.unlink()
     return len(rows)
 
-# %% ../nbs/09_ledger.ipynb #5d6b5295
+# %% ../nbs/09_ledger.ipynb #e75d2441
 def ledger_summary(
     path    # `ledger.jsonl`
 )->dict:    # rows, sha256, shape, task, counting_revision, totals
     "What `arm.json` keeps under `ledger`."
-    path = Path(path)
-    return dict(rows=len(read_rows(path)), sha256=sha256_of(path), **json.loads(owner_path(path).read_text()), totals=totals(read_rows(path)))
+    rows = read_rows(path)
+    return dict(rows=len(rows), sha256=sha256_of(Path(path)), **read_json(owner_path(path)), totals=totals(rows))
 
 # %% ../nbs/09_ledger.ipynb #3075aa09
 @dataclass
@@ -223,7 +201,7 @@ def _largest(ok, low, high):
         low, high = (mid, high) if ok(mid) else (low, mid-1)
     return low
 
-# %% ../nbs/09_ledger.ipynb #4ba1897c
+# %% ../nbs/09_ledger.ipynb #8721a216
 def load_budget(
     arm_folder,  # the finished RL arm's folder: `arm.json` and `ledger.jsonl`
     basis:str,   # what to match on
@@ -235,9 +213,9 @@ def load_budget(
     folder, again = Path(arm_folder), f'run `{RERUN}` first.'
     arm, path = folder/'arm.json', folder/'ledger.jsonl'
     if not path.exists(): raise UserError(f'{folder} has no ledger to match: {again}')
-    try: said = json.loads(arm.read_text())['ledger'] if arm.exists() else None
-    except (ValueError, KeyError, TypeError): raise UserError(f'{arm} does not say what its ledger holds: {again}') from None
-    if said is None: raise UserError(f'{folder} holds an arm that has not ended (no arm.json): {again}')
+    if not arm.exists(): raise UserError(f'{folder} holds an arm that has not ended (no arm.json): {again}')
+    said = read_json(arm).get('ledger') or {}
+    if not said: raise UserError(f'{arm} does not say what its ledger holds: {again}')
     check_owner(said, shape, task, path)
     check_complete(path, said, again)
     return Budget(totals(read_rows(path))[basis], basis)
