@@ -1,0 +1,150 @@
+"nanochat's own logits: against stored vectors of five of its versions, and live where NANOCHAT_DIR names a checkout."
+import json, os, pickle, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from safetensors import safe_open
+from exp2nb import nanochat
+from exp2nb.config import UserError
+from exp2nb.protocol import Segments
+from exp2nb.tokenizer import train_tokenizer
+
+VECTORS = Path(__file__).parent/'vectors'
+LIVE = os.environ.get('NANOCHAT_DIR')
+live = pytest.mark.skipif(not LIVE, reason='NANOCHAT_DIR names no nanochat checkout')
+
+def load_vectors(path):
+    "Our model with the stored weights, and what nanochat computed with them."
+    with safe_open(path, 'pt') as f:
+        state = {k[2:]: f.get_tensor(k).float()/64 for k in f.keys() if k.startswith('w.')}
+        rest = {k: f.get_tensor(k) for k in f.keys() if not k.startswith('w.')}
+        meta = f.metadata()
+    c = nanochat.read_config({'model_config': json.loads(meta['model_config'])}, {k:tuple(v.shape) for k,v in state.items()})
+    return nanochat.build(c, state), rest, meta
+
+@torch.no_grad()
+def full(model, ids):
+    seg = Segments(model.shape, [len(ids)])
+    return model.logits(model.hidden(ids, seg.pos, seg))
+
+def check(path):
+    model, v, meta = load_vectors(path)
+    ours = full(model, v['ids'].long())[v['at']]
+    torch.testing.assert_close(ours, v['logits'], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours, v['cached'], atol=1e-5, rtol=0)
+    assert v['logits'].std() > 1    # and not because everything is near zero
+    return model, meta
+
+@pytest.mark.parametrize('path', sorted(VECTORS.glob('nanochat-*.safetensors')), ids=lambda p: p.stem)
+def test_stored_vectors(path):
+    model, meta = check(path)
+    assert model.config.age == path.stem.split('-')[1] and len(meta['nanochat'])==40
+
+def test_a_window_of_the_wrong_size_would_be_seen():
+    model, v, _ = load_vectors(VECTORS/'nanochat-smear-gqa-window.safetensors')
+    for off in (-1, 1):
+        shape = nanochat.Shape(**{**model.shape.__dict__, 'windows': tuple(w and w+off for w in model.shape.windows)})
+        seg = Segments(shape, [len(v['ids'])])
+        with torch.no_grad(): ours = model.logits(model.hidden(v['ids'].long(), seg.pos, seg))[v['at']]
+        assert (ours-v['logits']).abs().max() > 1e-4
+
+@live
+@pytest.mark.parametrize('case', ['gqa-window', 'mha-long', 'mqa-short', 'old'])
+def test_live_logits(case, tmp_path):
+    subprocess.run([sys.executable, '-O', VECTORS/'make_nanochat.py', LIVE, case, tmp_path/'v.safetensors'], check=True, capture_output=True)
+    check(tmp_path/'v.safetensors')
+
+@live
+def test_live_nanochat_loads_what_we_save(tmp_path):
+    "nanochat's own loader and tokenizer read an exported arm, and its logits there are ours."
+    model, v, _ = load_vectors(VECTORS/'nanochat-smear-mha-long.safetensors')
+    tok = train_tokenizer(['Ann has 12 apples and buys 30 more.']*3, 300)
+    torch.manual_seed(0)
+    model = nanochat.NanoChat(nanochat.NanoConfig(3, 48, 4, 2, 64, tok.vocab_size, 320, 'SL'))
+    for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n else 0., .15)
+    nanochat.save_nanochat(model, tok, tmp_path/'base', 'rl', step=5)
+    ids = tok.render_prompt('Ann has 12 apples.')
+    torch.save(torch.tensor([ids]), tmp_path/'ids.pt')
+    code = ("import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+            "from nanochat.checkpoint_manager import load_model\n"
+            "m,t,meta = load_model('rl', torch.device('cpu'), 'eval')\n"
+            "ids = torch.load(sys.argv[2]+'/ids.pt')\n"
+            "conv = {'messages':[{'role':'user','content':'Ann has 12 apples.'},{'role':'assistant','content':''}]}\n"
+            "assert t.render_for_completion(conv)==ids[0].tolist()\n"
+            "torch.save(m(ids)[0].detach(), sys.argv[2]+'/logits.pt')\n")
+    env = {**os.environ, 'NANOCHAT_BASE_DIR':str(tmp_path/'base'), 'NANOCHAT_DTYPE':'float32'}
+    r = subprocess.run([sys.executable, '-c', code, LIVE, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    torch.testing.assert_close(full(model, torch.tensor(ids)), torch.load(tmp_path/'logits.pt'), atol=1e-5, rtol=0)
+    back, tok2, meta = nanochat.load_nanochat(tmp_path/'base'/'chatrl_checkpoints'/'d3')
+    assert tok2.hash==tok.hash and meta['step']==5
+
+# ---- hostile files -------------------------------------------------------------------------------------------------------------------------------------------
+
+class Call:
+    "Pickles as a call of `f(*args)`."
+    def __init__(self, f, *args): self.f, self.args = f, args
+    def __reduce__(self): return self.f, self.args
+
+def encoding(**changes):
+    import tiktoken
+    tok = train_tokenizer(['hello hello']*3, 265)
+    fields = dict(name='rustbpe', pat_str=tok.pattern, mergeable_ranks=tok.ranks, special_tokens={f'<|{r}|>':i for r,i in tok.special.items()})
+    e = tiktoken.Encoding(**fields)
+    e.__dict__.update({dict(pat_str='_pat_str', mergeable_ranks='_mergeable_ranks', special_tokens='_special_tokens').get(k, k):v for k,v in changes.items()})
+    return e
+
+def hostile(flag):
+    "Pickles that would create the file `flag` if anything in them ran, or that are not a tokenizer."
+    touch = f'open({str(flag)!r}, "w").close()'
+    ranks = {bytes([i]):i for i in range(256)}
+    yield 'exec', pickle.dumps(Call(exec, touch))
+    yield 'os.system', pickle.dumps(Call(os.system, f'touch {flag}'))
+    yield 'subprocess', pickle.dumps(Call(subprocess.call, ['touch', str(flag)]))
+    yield 'old protocol', pickle.dumps(Call(eval, touch), protocol=0)
+    yield 'inst opcode', b'(S' + repr(touch).encode() + b'\nibuiltins\nexec\n.'
+    yield 'inside a field', pickle.dumps(encoding(pat_str=Call(exec, touch)))
+    yield 'inside the ranks', pickle.dumps(encoding(mergeable_ranks={**ranks, Call(exec, touch):256}))
+    yield 'dotted name', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x13Encoding.__init__.x\x93.'
+    yield 'encoding called with arguments', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93\x8c\x04evil\x85R.'
+    yield 'state set on the class', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93}\x8c\x01x\x8c\x01ysb.'
+    yield 'extension', b'\x80\x04\x82\x01.'
+    yield 'persistent id', b'\x80\x04\x8c\x01xQ.'
+    yield 'by name', pickle.dumps(__import__('tiktoken').get_encoding) + b''
+    yield 'a registered name as state', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x0bcl100k_baseb.'
+    yield 'no state', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81.'
+    yield 'list', pickle.dumps([1, 2])
+    yield 'empty', b''
+    yield 'noise', bytes(range(256))
+    yield 'truncated', pickle.dumps(encoding())[:-20]
+    yield 'extra field', pickle.dumps(encoding()).replace(b'pat_str', b'pat_sex')
+    yield 'ranks with a hole', pickle.dumps(encoding(mergeable_ranks={**ranks, b'ab':300}))
+    yield 'bytes missing', pickle.dumps(encoding(mergeable_ranks={b'a':0}))
+    yield 'other specials', pickle.dumps(encoding(special_tokens={'<|endoftext|>':256}))
+    yield 'bad pattern', pickle.dumps(encoding(pat_str='('))
+
+def test_hostile_tokenizers(tmp_path):
+    flag, p = tmp_path/'executed', tmp_path/'tokenizer.pkl'
+    for name,data in hostile(flag):
+        p.write_bytes(data)
+        with pytest.raises(UserError) as e: nanochat.read_tokenizer_pkl(p)
+        assert str(e.value).count('\n')==0 and 'tokenizer.pkl was refused' in str(e.value), name
+        assert not flag.exists(), name
+    p.write_bytes(pickle.dumps(encoding()))
+    assert nanochat.read_tokenizer_pkl(p).decode(nanochat.read_tokenizer_pkl(p).encode('hello é')) == 'hello é'
+
+def test_the_hostile_pickles_are_really_hostile(tmp_path):
+    "Read the usual way, the same bytes do run."
+    flag = tmp_path/'executed'
+    pickle.loads(dict(hostile(flag))['exec'])
+    assert flag.exists()
+
+def test_hostile_model_file(tmp_path):
+    flag = tmp_path/'executed'
+    torch.save({'lm_head.weight': Call(exec, f'open({str(flag)!r}, "w").close()')}, tmp_path/'model_000001.pt')
+    with pytest.raises(UserError, match='something other than tensors'): nanochat.read_pt(tmp_path/'model_000001.pt')
+    assert not flag.exists()
+    for bad in (b'', b'PK\x03\x04 not a zip', b'{}'):
+        (tmp_path/'model_000001.pt').write_bytes(bad)
+        with pytest.raises(UserError): nanochat.read_pt(tmp_path/'model_000001.pt')
+    torch.save([torch.ones(2)], tmp_path/'model_000001.pt')
+    with pytest.raises(UserError, match='not a dictionary of tensors'): nanochat.read_pt(tmp_path/'model_000001.pt')
