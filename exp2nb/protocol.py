@@ -92,6 +92,12 @@ def _layout(self:Segments):
         blocks.append(tuple(t.to(self.device) for t in (own, real, keys, real_keys)))
     return blocks, where.to(self.device)
 
+# %% ../nbs/06_protocol.ipynb #c4c451cc
+@patch(as_prop=True)
+def pairs_planned(self:Segments):
+    "Per layer: the (query, key) pairs that one pass will compute, padding included."
+    return [sum(own.numel()*keys.shape[1] for own,_,keys,_ in self._blocks)]*self.shape.layers
+
 # %% ../nbs/06_protocol.ipynb #a90832d1
 @patch
 def _mask(self:Segments, b, window):
