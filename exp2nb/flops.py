@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['COUNTING_REVISION', 'forward_flops', 'pairs_seen', 'span_flops', 'prefill_flops', 'decode_flops', 'train_flops',
            'muon_flops', 'Work', 'executed_flops', 'note_flops', 'rollout_cost', 'update_cost', 'supervised_cost',
-           'optimizer_cost', 'flop_counter', 'segments_work']
+           'optimizer_cost', 'flop_counter']
 
-# %% ../nbs/08_flops.ipynb #c1f43395
+# %% ../nbs/08_flops.ipynb #d26ae5b1
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .protocol import Shape, _buckets
+from .protocol import Shape
 
 # %% ../nbs/08_flops.ipynb #08501ac6
 COUNTING_REVISION = 1
@@ -182,17 +182,3 @@ def flop_counter()->FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={
         ops._scaled_dot_product_flash_attention_for_cpu: _forward_kernel,
         ops._scaled_dot_product_flash_attention_for_cpu_backward: _backward_kernel})
-
-# %% ../nbs/08_flops.ipynb #0d2eaba2
-def segments_work(
-    shape:Shape,
-    lengths,       # tokens of each segment
-    parents=None,  # per segment: number of its parent, or -1
-    heads=None     # positions with the output matmul; default: all
-)->Work:           # what a forward pass over them runs
-    "What `exp2nb.protocol.Segments` will run, without running it."
-    parents, pairs = parents or [-1]*len(lengths), 0
-    for members in _buckets([(p >= 0, l) for p,l in zip(parents, lengths, strict=True)]):
-        queries = max(lengths[i] for i in members)
-        pairs += len(members)*queries*(queries + max(lengths[parents[i]] if parents[i] >= 0 else 0 for i in members))
-    return Work(sum(lengths), sum(lengths) if heads is None else heads, shape.layers*pairs)

@@ -177,10 +177,10 @@ class Budget:
     def price(self, row): return row['seconds' if self.basis=='seconds' else f'flops_{self.basis}']
     def spend(self, row): self.spent += self.price(row)
 
-# %% ../nbs/09_ledger.ipynb #7dc2e7e2
+# %% ../nbs/09_ledger.ipynb #25325ce6
 @patch
 def fit(self:Budget,
-    lengths:list,  # tokens of the coming conversations, in order: at least two batches of them
+    lengths:list,  # tokens of the coming conversations, in order: two batches of them (more if the optimizer costs more than a batch)
     batch:int,     # conversations of a normal step
     price=None     # function: lengths of a step's conversations → its price on this basis, optimizer included
 )->list:           # lengths to train on: a prefix of `lengths`, the last one perhaps cut; [] when the budget is spent
