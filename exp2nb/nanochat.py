@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AGES', 'Age', 'age_of', 'NanoConfig', 'windows_of', 'has_values', 'linear', 'Attention', 'MLP', 'Block', 'NanoChat',
-           'read_pt', 'read_config', 'build', 'read_tokenizer_pkl', 'find_checkpoint', 'find_tokenizer',
+           'read_pt', 'read_config', 'fit', 'build', 'read_tokenizer_pkl', 'find_checkpoint', 'find_tokenizer',
            'load_nanochat', 'save_nanochat']
 
 # %% ../nbs/07a_nanochat.ipynb #1144ee65
@@ -197,23 +197,33 @@ def read_config(
     return NanoConfig(number('n_layer'), width, heads, kv, number('sequence_len'), number('vocab_size'), padded, pattern, age_of(shapes),
                       float(meta.get('softcap', 15.)))
 
-# %% ../nbs/07a_nanochat.ipynb #f459f576
+# %% ../nbs/07a_nanochat.ipynb #3a597608
+def fit(
+    model:nn.Module,  # made on the 'meta' device: sizes without memory
+    state:dict,       # tensor name → tensor
+    path,             # of the file, for the message
+    what:str          # the kind of model, for the message
+)->nn.Module:         # the same model, with these tensors (not copied)
+    "Give a model its tensors. Raises `UserError` naming the first key at odds."
+    want = {k:tuple(v.shape) for k,v in model.state_dict().items()}
+    for k in want:
+        if k not in state: raise UserError(f'{path} lacks the tensor {k!r}, which {what} has.')
+        if tuple(state[k].shape)!=want[k]: raise UserError(f'{path}: tensor {k!r} is {tuple(state[k].shape)}, but the configuration asks for {want[k]}.')
+    for k in state:
+        if k not in want: raise UserError(f'{path} has a tensor {k!r}, which {what} does not have: this version is not supported.')
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(True)
+
+# %% ../nbs/07a_nanochat.ipynb #886448ee
 def build(
     c:NanoConfig,
     state:dict,     # tensor name → tensor
-    path=''         # for the message
+    path='the checkpoint'
 )->NanoChat:
-    "The model with these tensors (not copied). Raises `UserError` naming the key at odds."
-    with torch.device('meta'): model = NanoChat(c)
-    want = {k:tuple(v.shape) for k,v in model.state_dict().items()}
-    for k in want:
-        if k not in state: raise UserError(f"{path} lacks the tensor {k!r}, which a nanochat model of age '{c.age}' with n_layer={c.layers} has.")
-        if tuple(state[k].shape)!=want[k]: raise UserError(f"{path}: tensor {k!r} is {tuple(state[k].shape)}, but model_config asks for {want[k]}.")
-    for k in state:
-        if k not in want: raise UserError(f"{path} has a tensor {k!r}, which a nanochat model of age '{c.age}' with n_layer={c.layers} does not have: this version is not supported.")
+    "The model with these tensors. Raises `UserError` naming what is at odds."
     if c.vocab > c.padded: raise UserError(f"{path}: model_config.vocab_size={c.vocab} is more than the {c.padded} rows of 'lm_head.weight'.")
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(True)
+    with torch.device('meta'): model = NanoChat(c)
+    return fit(model, state, path, f"a nanochat model of age '{c.age}' with n_layer={c.layers}")
 
 # %% ../nbs/07a_nanochat.ipynb #446753ee
 class _Fields:
