@@ -433,7 +433,7 @@ def sentence(code, e:Estimate, seeds:int, pre:dict, reason:str)->str:
     if code=='equivalent': return f'{"These two checkpoints are" if seeds==1 else "RL and extra SFT are"} equivalent at equal FLOPs: {reason}{tail}'
     return f'{who} {"beats" if code=="rl_better" else "falls behind"} extra SFT at equal FLOPs by {by}{tail}'
 
-# %% ../nbs/18_stats.ipynb #4360811e
+# %% ../nbs/18_stats.ipynb #fd1846f9
 def crossing(
     x,      # (points,) ascending, positive: budgets
     d       # (…, points) difference at each
@@ -444,13 +444,14 @@ def crossing(
     last = np.where(neg.any(-1), d.shape[-1]-1-np.argmax(neg[...,::-1], -1), -1)
     i = np.clip(last, 0, d.shape[-1]-2)[...,None]
     d0,d1 = (np.take_along_axis(d, j, -1)[...,0] for j in (i,i+1))
-    with np.errstate(invalid='ignore', divide='ignore'): at = np.exp(x[i[...,0]] + (x[i[...,0]+1]-x[i[...,0]])*(-d0)/(d1-d0))
+    with np.errstate(invalid='ignore', divide='ignore', over='ignore'): at = np.exp(x[i[...,0]] + (x[i[...,0]+1]-x[i[...,0]])*(-d0)/(d1-d0))
     return np.where(last<0, 0., np.where(last==d.shape[-1]-1, np.inf, at))
 
-# %% ../nbs/18_stats.ipynb #81ed16d5
+# %% ../nbs/18_stats.ipynb #f600ea85
 def crossover(
     x,                   # (points,) ascending budgets
     pairs,               # per point (rl, sft_plus), each (seeds, items); the same items everywhere
+    axis:str='budget',   # what x is, for the sentence
     draws:int=1000, seed:int=0
 )->dict:                 # differences, at, low, high, sentence
     "From which budget on does RL pay? The crossing with its 95 % interval, or 'none in the range'."
@@ -465,10 +466,10 @@ def crossover(
     many = np.stack([drawn(a)-drawn(b) for a,b in pairs], -1)
     at = float(crossing(x, -d if back else d))
     low,high = (float(v) for v in np.quantile(crossing(x, -many if back else many), [.025,.975], method='inverted_cdf'))
-    edge = lambda v: f'below {x[0]:g}' if v==0 else f'above {x[-1]:g}' if np.isinf(v) else f'{v:.2g}'
+    edge = lambda v: f'below {x[0]:.2g}' if v==0 else f'above {x[-1]:.2g}' if np.isinf(v) else f'{v:.2g}'
     ahead = 'SFT+' if back else 'RL'
-    text = (f'{ahead} is ahead from {at:.2g} on (95 % interval: {edge(low)} to {edge(high)})' if 0<at<np.inf else
-            f'no crossing in the range: {ahead} is ahead from {x[0]:g} to {x[-1]:g} (a crossing lies between {edge(low)} and {edge(high)} with 95 % confidence)')
+    text = (f'{ahead} is ahead from {axis} {at:.2g} on (95 % interval: {edge(low)} to {edge(high)})' if 0<at<np.inf else
+            f'no crossing in the range: {ahead} is ahead at every {axis} from {x[0]:.2g} to {x[-1]:.2g}' + (f' (one up to {edge(high)} is not ruled out)' if high>0 else ''))
     finite = lambda v: v if 0<v<np.inf else None
     return dict(x=[float(v) for v in x], difference=[float(v) for v in d], ahead=ahead, at=finite(at), low=finite(low), high=finite(high), sentence=text)
 
@@ -483,7 +484,7 @@ def pass_at_k(
     if (k > n).any(): raise UserError(f'pass@{k} needs at least {k} samples a problem: there are {int(n.min())}.')
     return 1-special.comb(n-c, k)/special.comb(n, k)
 
-# %% ../nbs/18_stats.ipynb #30e0cbe1
+# %% ../nbs/18_stats.ipynb #a5aef1ef
 def majority_at_k(
     preds,           # (items, n) answers as strings; None where none was parsed
     correct,         # (items, n) whether each is right
@@ -493,6 +494,7 @@ def majority_at_k(
     "majority@k, averaged over random subsets of the samples. Raises `UserError` if k is larger than n."
     preds,correct = np.asarray(preds, object), np.asarray(correct, bool)
     I,n = correct.shape
+    if k==1: return correct.mean(1)
     if k > n: raise UserError(f'majority@{k} needs at least {k} samples a problem: there are {n}.')
     same = np.array([[[x is not None and x==y for y in r] for x in r] for r in preds])     # (items, n, n) equal answers
     rng,total = np.random.default_rng(seed), np.zeros(I)
