@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['ROLES', 'SPLIT_PATTERN', 'Tokenizer', 'train_tokenizer', 'part_ids', 'render', 'render_prompt', 'show_tokens']
 
-# %% ../nbs/01_tokenizer.ipynb #de5bb0db
+# %% ../nbs/01_tokenizer.ipynb #9521c224
 import base64, json
 from pathlib import Path
 import rustbpe, tiktoken
+from fastcore.basics import patch
 from .config import UserError, sha256_of
 
 # %% ../nbs/01_tokenizer.ipynb #f18dd02c
@@ -45,26 +46,36 @@ def train_tokenizer(
     bpe.train_from_iterator(iter(texts), vocab_size-len(ROLES), pattern=SPLIT_PATTERN)
     return Tokenizer({bytes(b):r for b,r in bpe.get_mergeable_ranks()})
 
-# %% ../nbs/01_tokenizer.ipynb #69262ab4
-def _save(self, path):
-    "Write the vocabulary as JSON: token bytes in base64, in order of rank."
+# %% ../nbs/01_tokenizer.ipynb #51b2c8e6
+@patch
+def to_dict(self:Tokenizer)->dict:
+    "The vocabulary as JSON: token bytes in base64, in order of rank."
     in_order = sorted(self.ranks, key=self.ranks.get)
-    Path(path).write_text(json.dumps(dict(format='exp2nb-bpe-1', pattern=self.pattern, tokens=[base64.b64encode(b).decode() for b in in_order])))
+    return dict(format='exp2nb-bpe-1', pattern=self.pattern, tokens=[base64.b64encode(b).decode() for b in in_order])
 
-def _load(path):
+@patch(cls_method=True)
+def from_dict(cls:Tokenizer, d:dict):
+    "The inverse of `to_dict`."
+    assert d['format']=='exp2nb-bpe-1'
+    return cls({base64.b64decode(t):i for i,t in enumerate(d['tokens'])}, d['pattern'])
+
+@patch(as_prop=True)
+def hash(self:Tokenizer)->str:
+    "Content hash: equal for tokenizers that encode alike."
+    return sha256_of(self.to_dict())
+
+# %% ../nbs/01_tokenizer.ipynb #0ebf6122
+@patch
+def save(self:Tokenizer, path):
+    "Write the vocabulary as a JSON file."
+    Path(path).write_text(json.dumps(self.to_dict()))
+
+@patch(cls_method=True)
+def load(cls:Tokenizer, path):
     "Read what `save` wrote. Raises `UserError` for a missing or damaged file."
-    try:
-        d = json.loads(Path(path).read_text())
-        assert d['format']=='exp2nb-bpe-1'
-        return Tokenizer({base64.b64decode(t):i for i,t in enumerate(d['tokens'])}, d['pattern'])
+    try: return cls.from_dict(json.loads(Path(path).read_text()))
     except FileNotFoundError: raise UserError(f'there is no tokenizer at {path}: run an arm first, it makes one.') from None
     except Exception as e: raise UserError(f'{path} is not a tokenizer of this project ({type(e).__name__}): delete it and run the arm again.') from None
-
-def _hash(self):
-    "Content hash: equal for tokenizers that encode alike."
-    return sha256_of([self.pattern, [base64.b64encode(b).decode() for b in sorted(self.ranks, key=self.ranks.get)]])
-
-Tokenizer.save, Tokenizer.load, Tokenizer.hash = _save, staticmethod(_load), property(_hash)
 
 # %% ../nbs/01_tokenizer.ipynb #8c67e1f4
 def part_ids(
