@@ -1,0 +1,52 @@
+"exp2_plan as users call it, and its figures against the ledger's functions."
+import json, subprocess, sys
+import pytest
+from exp2nb.config import PRESETS, UserError, make_config, override
+from exp2nb.flops import decode_flops, muon_flops, prefill_flops, train_flops
+from exp2nb.ledger import Budget
+from exp2nb.model import shape_of
+from exp2nb.plan import plan, plan_text, rl_step, sft_step
+
+def cli(*args): return subprocess.run([sys.executable, '-c', 'from exp2nb.plan import main; main()', *args], capture_output=True, text=True, timeout=120)
+
+def test_command_line():
+    r = cli('--preset', 'd12', '--prompt-tokens', '90', '--completion-tokens=120', '--samples', '8', '--devices', '4', '--mfu', '0.5', '--json')
+    p = json.loads(r.stdout)
+    assert r.returncode==0 and (p['prompt_tokens'], p['completion_tokens'], p['samples'], p['devices'], p['mfu'])==(90, 120, 8, 4, .5)
+    text = cli('--help').stdout
+    for o in ('--preset', '--prompt-tokens', '--completion-tokens', '--samples', '--devices', '--mfu', '--json'): assert o in text
+
+@pytest.mark.parametrize('args,word', [(['--preset','d13'], 'choose one of smoke, tiny, d12, d26'), (['--preset','d12','--mfu','0'], '--mfu'), (['--preset','d12','--device','abacus'], 'h100'),
+                                       (['--preset','d12','--devices','0'], '--devices'), (['--preset','d12','--prompt-tokens','9000'], 'context'), (['--preset','d12','--samples','-1'], '--samples')])
+def test_bad_input_is_one_line(args, word):
+    r = cli(*args)
+    assert r.returncode==2 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and word in r.stderr
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_a_plan_for_every_preset(preset):
+    p = plan(make_config(preset), device='a100')
+    assert p['rl']['total']==sum(p['rl']['flops'].values()) and all(v > 0 for v in p['memory'].values())
+    assert p['sft_plus']['total']==p['rl']['total'] and preset in plan_text(p)
+    json.dumps(p)
+
+def test_the_note_s_run_by_hand():
+    "467 steps of 16 × 16 at 12 layers, 110 + 150 tokens."
+    c = override(make_config('d12', dev=0), 'rl.steps=467')
+    s, p = shape_of(c.model), plan(c)
+    assert p['rl']['flops']['generation']==467*16*(prefill_flops(s, 110)+16*decode_flops(s, 110, 150))
+    assert p['rl']['flops']['update']==467*256*train_flops(s, 260)
+    assert p['rl']['flops']['optimizer']==467*muon_flops(s.matrices)
+
+def test_planned_steps_are_those_that_the_budget_gives():
+    c = make_config('d12')
+    s, p = shape_of(c.model), plan(c)
+    step = sum(r['flops_model'] for r in sft_step(s, c.sft_plus.batch_tokens, 110, 150).values())
+    b = Budget(p['rl']['total'])
+    steps = 0
+    while b.left > step/2: b.spend(dict(flops_model=step)); steps += 1
+    assert abs(steps-p['sft_plus']['steps']) <= 1
+
+def test_more_devices_take_less_time_and_memory():
+    one, eight = (plan(make_config('d26'), devices=n) for n in (1, 8))
+    assert eight['rl']['hours']['update'] < one['rl']['hours']['update'] and eight['memory']['total'] < one['memory']['total']
+    assert eight['rl']['total']==one['rl']['total'] and eight['sft_plus']['steps']==one['sft_plus']['steps']
