@@ -13,16 +13,17 @@ from .model import Transformer
 from .store import load_artifact, save_artifact, weights_hash
 from .tokenizer import Tokenizer
 
-# %% ../nbs/12a_weights.ipynb #0943b2b2
+# %% ../nbs/12a_weights.ipynb #42c6cafe
 def save_model(
     folder,   # the folder to make or replace
-    model,    # of our own family
+    model,    # of any family
     tok,      # its tokenizer
     **facts   # whatever else should travel with it (JSON)
 )->str:       # hash of the weights
-    "Save a model with its configuration and tokenizer."
+    "Save a model with its configuration and tokenizer; of another family's, `facts` say which base they complete."
     tensors = model.state_dict()
-    save_artifact(folder, tensors, dict(family='exp2nb', config=asdict(model.config), tokenizer=tok.to_dict(), **facts))
+    own = dict(family='exp2nb', config=asdict(model.config), tokenizer=tok.to_dict()) if isinstance(model, Transformer) else dict(family=type(model).__name__)
+    save_artifact(folder, tensors, own | facts)
     return weights_hash(tensors)
 
 def load_model(
