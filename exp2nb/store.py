@@ -99,7 +99,7 @@ def _plain(x):
     if hasattr(x, 'item'): return x.item()
     raise TypeError(f'{type(x).__name__} does not belong in a row of JSON')
 
-# %% ../nbs/12_store.ipynb #10121aa4
+# %% ../nbs/12_store.ipynb #160dcf3e
 @patch
 def append(self:Jsonl,
     row:dict,  # values: whatever JSON holds, and NumPy or PyTorch scalars
@@ -107,9 +107,7 @@ def append(self:Jsonl,
     "Write one row. Raises `UserError` if the disk is full, and then leaves no part of the row behind."
     line = (json.dumps(row, ensure_ascii=False, default=_plain) + '\n').encode()
     with full_disk(self.path):
-        try: written = os.write(self.fd, line)
-        except OSError: self._cut(); raise
-        if written < len(line): self._cut(); raise OSError(errno.ENOSPC, 'No space left on device')
+        if os.write(self.fd, line) < len(line): self._cut(); raise OSError(errno.ENOSPC, 'No space left on device')
     self._add(line)
 
 # %% ../nbs/12_store.ipynb #5f71caee
@@ -280,10 +278,17 @@ def artifact_hash(folder)->str:  # `weights_hash` of what it holds
     "The identity of saved weights, whatever else the folder says."
     return weights_hash(load_artifact(folder)[0])
 
-# %% ../nbs/12_store.ipynb #0121a2f6
+# %% ../nbs/12_store.ipynb #c0e2fc54
 def checkpoints(run)->list:  # folders, oldest first
     "The checkpoints of a run folder, by step."
     return sorted((p for p in Path(run).glob('checkpoints/step_*') if p.name[5:].isdigit()), key=lambda p: int(p.name[5:]))
+
+def _drop(folder):
+    "Remove a folder; from the first instant on it no longer counts."
+    gone = folder.with_name(f'.tmp-{folder.name}')
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(folder, gone)
+    shutil.rmtree(gone)
 
 def save_checkpoint(
     run,           # the run folder
@@ -298,7 +303,7 @@ def save_checkpoint(
     save_state(here, state)
     found = checkpoints(run)
     i = found.index(here)
-    for p in found[i+1:] + found[:max(0, i+1-max(2, keep))]: shutil.rmtree(p)
+    for p in found[i+1:] + found[:max(0, i+1-max(2, keep))]: _drop(p)
 
 # %% ../nbs/12_store.ipynb #b16be141
 def load_checkpoint(

@@ -266,7 +266,7 @@ def test_kill_during_saves_loses_nothing(tmp_path, slow):
         text = (tmp_path/'confirmed').read_text()
         if text: last = max(last, int(text))
         assert step >= last
-        assert len(checkpoints(tmp_path)) in (2, 3) or step==1
+        assert len(checkpoints(tmp_path)) >= min(step, 2) and not any(map(damage, checkpoints(tmp_path)))
         rows = read_jsonl(tmp_path/'metrics.jsonl')[:s['metrics']['rows']]
         assert [r['step'] for r in rows]==list(range(1, step+1))
         w = torch.zeros(100_000)
