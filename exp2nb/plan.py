@@ -7,13 +7,13 @@ __all__ = ['TEXT', 'TRAIN_PROBLEMS', 'FULL_MIXTURE', 'DEVICES', 'LAUNCHES', 'LAU
            'measured_peak', 'device_facts', 'rl_step', 'sft_step', 'decode_seconds', 'cache_bytes', 'memory', 'plan',
            'earlier_stages', 'rl_plan', 'sft_plus_plan', 'plan_text', 'console', 'exp2_plan', 'main']
 
-# %% ../nbs/20_plan.ipynb #54a0c013
+# %% ../nbs/20_plan.ipynb #5abdd370
 import json, re, sys, time
 
 import torch
 from fastcore.script import anno_parser, call_parse, store_true
 
-from .config import PRESETS, UserError, check_choice, cli_errors, make_config
+from .config import UserError, check_choice, cli_errors, make_config
 from .flops import Work, muon_flops, optimizer_cost, rollout_cost, supervised_cost, train_flops, update_cost
 from .ledger import would_buy
 from .model import shape_of

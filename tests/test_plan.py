@@ -1,11 +1,11 @@
 "exp2_plan as users call it, and its figures against the ledger's functions."
 import json, subprocess, sys
 import pytest
-from exp2nb.config import PRESETS, UserError, make_config, override
+from exp2nb.config import PRESETS, make_config, override
 from exp2nb.flops import decode_flops, muon_flops, prefill_flops, train_flops
 from exp2nb.ledger import Budget
 from exp2nb.model import shape_of
-from exp2nb.plan import plan, plan_text, rl_step, sft_step
+from exp2nb.plan import plan, plan_text, sft_step
 
 def cli(*args): return subprocess.run([sys.executable, '-c', 'from exp2nb.plan import main; main()', *args], capture_output=True, text=True, timeout=120)
 
