@@ -53,7 +53,7 @@ def _band(ax, rows, arm):
     ax.plot(x, y.mean(0), color=colour(arm), lw=1.8)
     if len(runs)>1: ax.fill_between(x, y.min(0), y.max(0), color=colour(arm), alpha=.18, lw=0)
 
-# %% ../nbs/19_report.ipynb #95d5b340
+# %% ../nbs/19_report.ipynb #a802ea79
 @figure('Accuracy against the FLOPs spent after SFT', 'Points: greedy accuracy on the test problems where each budget ends, with 95 % intervals. Lines: dev problems '
         'along the way (band: lowest to highest seed). Dashed: the SFT checkpoint from which all arms start. Look at which point is higher at the same horizontal place.')
 def accuracy_vs_flops(result):
@@ -70,7 +70,7 @@ def accuracy_vs_flops(result):
             y = 100*np.array([r['accuracy'], r['low'], r['high']])
             ax.errorbar(r['flops']*(1+.012*i), y[0], [[y[0]-y[1]],[y[2]-y[0]]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, mec='white', label=label(arm) if k==0 else None)
     ax.set(xlabel='model FLOPs spent after SFT', ylabel=f"accuracy on {result['task']} (%)", xlim=(0,None))
-    legend_below(fig, *ax.get_legend_handles_labels(), ncol=4)
+    legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
 # %% ../nbs/19_report.ipynb #a58f88c7
@@ -132,7 +132,7 @@ def rl_over_steps(result):
     for ax in axs[1]: ax.set_xlabel('RL step')
     return fig
 
-# %% ../nbs/19_report.ipynb #b625d735
+# %% ../nbs/19_report.ipynb #9c1fbb46
 @figure('More tries: pass@k and majority@k', 'Solid: at least one of k samples is right. Dashed: the most frequent answer is right. Temperature 1 for all arms; bands are 95 % intervals. '
         'Lines that cross mean that an arm is better at one try and worse at many.')
 def more_tries(result):
@@ -146,7 +146,7 @@ def more_tries(result):
             if m=='pass': ax.fill_between(r.k, 100*r.low, 100*r.high, color=colour(arm), alpha=.13, lw=0)
     ks = sorted(d.k.unique())
     ax.set_xscale('log', base=2); ax.set(xticks=ks, xticklabels=ks, xlabel='tries k', ylabel=f"{result['task']} solved (%)")
-    legend_below(fig, *ax.get_legend_handles_labels(), ncol=4)
+    legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
 # %% ../nbs/19_report.ipynb #cffc6442
@@ -212,12 +212,12 @@ def draw(
         out[name] = dict(title=title, caption=caption, png=buf.getvalue())
     return out
 
-# %% ../nbs/19_report.ipynb #a050aed0
+# %% ../nbs/19_report.ipynb #fd41aeed
 E = lambda x: html.escape(str(x))
 
 def html_figure(f):
     src = base64.b64encode(f['png']).decode()
-    return f'<figure><img alt="{E(f["title"])}. {E(f["caption"])}" src="data:image/png;base64,{src}"><figcaption><b>{E(f["title"])}.</b> {E(f["caption"])}</figcaption></figure>'
+    return f'<figure><img alt="{E(f["title"])}. {E(f["caption"])}" src="data:image/png;base64,{src}"><figcaption><b>{E(f["title"].rstrip("?"))}{"?" if f["title"].endswith("?") else "."}</b> {E(f["caption"])}</figcaption></figure>'
 
 def html_table(
     rows,        # list of lists of text
@@ -231,9 +231,12 @@ def html_table(
     return f'<div class="scroll"><table>{top}<thead><tr>{"".join(f"<th>{E(h)}</th>" for h in head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
 def percent(x, digits=1): return '–' if x is None else f'{100*x:.{digits}f}'
-def amount(x, basis='model'): return f'{x:,.0f} s' if basis=='seconds' else f'{x:.3g} FLOPs'
+def amount(x, basis='model'):
+    if basis=='seconds' or not x: return f'{x:.3g} s' if x<1000 else f'{x:,.0f} s'
+    n = int(np.floor(np.log10(x)))
+    return f'{x/10**n:.2f} × 10'+str(n).translate(str.maketrans('0123456789','⁰¹²³⁴⁵⁶⁷⁸⁹'))
 
-# %% ../nbs/19_report.ipynb #9f6305a0
+# %% ../nbs/19_report.ipynb #86e99481
 CSS = """
 :root{--ink:#1b1b1b;--soft:#595959;--line:#dcdcdc;--wash:#f6f6f4}
 *{box-sizing:border-box} body{margin:0 auto;max-width:1240px;padding:14px 18px 60px;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);background:#fff}
@@ -241,15 +244,15 @@ h1{font-size:1.45rem;line-height:1.2;margin:.1em 0 .2em} h2{font-size:1.2rem;mar
 .lede,figcaption,caption,.small{color:var(--soft);font-size:.9rem} .verdict{border-left:7px solid;padding:.55em 1em;margin:.7em 0;background:var(--wash)} .verdict p{margin:.2em 0;max-width:none}
 .verdict .say{font-size:1.1rem;font-weight:600} .code{font:600 .78rem/1 ui-monospace,Menlo,monospace;letter-spacing:.02em;color:#fff;padding:.3em .6em;border-radius:3px;display:inline-block}
 .two{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,1fr);gap:10px 28px;align-items:start} figure{margin:.3em 0 1em} img{width:100%;height:auto;display:block;max-width:620px}
-.first{grid-template-columns:minmax(0,1.05fr) minmax(0,1fr)} .first img{max-width:600px} .scroll{overflow-x:auto;margin:.4em 0 1em}
+.lede{max-width:none} .first{grid-template-columns:minmax(0,1.05fr) minmax(0,1fr)} .first img{max-width:600px} .scroll{overflow-x:auto;margin:.4em 0 1em}
 table{border-collapse:collapse;font-size:.9rem;width:100%} caption{text-align:left;padding:.2em 0} th,td{padding:.28em .6em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{font-weight:600} td.n{font-variant-numeric:tabular-nums} ul{padding-left:1.2em;margin:.4em 0;max-width:76ch} code{font-size:.86em;overflow-wrap:anywhere}
-@media(max-width:820px){body{padding:10px 12px 40px;font-size:15px}.two,.first{grid-template-columns:minmax(0,1fr)} table{font-size:.84rem} th,td{padding:.25em .4em} h1{font-size:1.25rem}}
+@media(max-width:820px){body{padding:10px 12px 40px;font-size:15px}.two,.lede{max-width:none} .first{grid-template-columns:minmax(0,1fr)} table{font-size:.84rem} th,td{padding:.25em .4em} h1{font-size:1.25rem}}
 """
 TONES = dict(rl_better=COLOURS['rl'], rl_worse='#9a4a00', equivalent='#00674c', cannot_tell='#595959')
 SAYS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equivalent', cannot_tell='cannot tell')
 
-# %% ../nbs/19_report.ipynb #fb8c8686
+# %% ../nbs/19_report.ipynb #0582e577
 def html_verdict(result):
     v = result['verdict']
     lines = [f'<p><span class="code" style="background:{TONES[v["code"]]}">{SAYS[v["code"]]}</span></p>', f'<p class="say">{E(v["sentence"])}</p>']
@@ -267,28 +270,32 @@ def html_budget(result):
     many = len(result['seeds'])>1
     z = [x for x in result['zero_advantage'] if x is not None]
     notes = [f"Budgets matched on the {on} basis; largest residual {100*b['residual']:+.3f} %{', totals are means over seeds' if many else ''}."]
+    if result['verdict'].get('premise'): notes.append(f"Did either arm move? {result['verdict']['premise']['said']}.")
     if z: notes.append(f"Groups without signal in RL: {', '.join(percent(x,0)+' %' for x in z)}{' (per seed)' if many else ''}.")
-    return html_table(rows, ['arm','spent after SFT','steps','epochs','accuracy, % (95 %)']) + ''.join(f'<p class="small">{E(n)}</p>' for n in notes)
+    return html_table(rows, ['arm','spent after SFT' if on=='seconds' else 'FLOPs after SFT','steps','epochs','accuracy, % (95 %)']) + ''.join(f'<p class="small">{E(n)}</p>' for n in notes)
 
-# %% ../nbs/19_report.ipynb #7f16e1d5
+# %% ../nbs/19_report.ipynb #5528e1db
 def html_scores(result):
-    "Every arm, every decoding and checkpoint that was run."
-    rows = [[label(r['arm']), f"{r['match_on']} {r['budget']:g}" if r['arm']!='sft' else '–', 'best on dev' if r['checkpoint']=='best_dev' else 'end', r['decoding'],
-             f"{percent(r['accuracy'])}", f"{percent(r['low'])} to {percent(r['high'])}", ', '.join(percent(x) for x in r['per_seed'])] for r in result['tables']['ends']]
-    return html_table(rows, ['arm','budget','checkpoint','decoding','accuracy, %','95 % interval','each seed'], f"Accuracy on {result['task']}, test split")
+    "Every arm, with every decoding and checkpoint that was run."
+    ways = [('end','greedy','end, greedy'), ('best_dev','greedy','best on dev, greedy'), ('end','sampled','end, temperature 1'), ('best_dev','sampled','best on dev, temperature 1')]
+    d = {(r['arm'],r['match_on'],r['budget'],r['checkpoint'],r['decoding']):r for r in result['tables']['ends']}
+    def cell(r): return f"{percent(r['accuracy'])} ({percent(r['low'])} to {percent(r['high'])})" if r else '–'
+    rows = [[label(a), f'{m}, {b:g}' if a!='sft' else '–', len(d[a,m,b,'end','greedy']['per_seed']) if (a,m,b,'end','greedy') in d else '–']+[cell(d.get((a,m,b,c,g))) for c,g,_ in ways]
+            for a,m,b in dict.fromkeys(k[:3] for k in d)]
+    return html_table(rows, ['arm','matched on, budget','seeds']+[w for *_,w in ways], f"Accuracy on {result['task']}, test split, % with 95 % intervals; the first column of scores is the endpoint")
 
 def html_beside(result):
     d = pd.DataFrame(result['tables']['beside'])
     arms = list(dict.fromkeys(d.arm))
-    def show(m, r): return '–' if r.empty else f'{r.value.iloc[0]:.3g}' if ('KL' in m or 'noise' in m) else percent(r.value.iloc[0])+' %'
+    def show(m, r): return '–' if r.empty else f'{r.value.iloc[0]:.3f}' if 'KL' in m else f'{r.value.iloc[0]:,.0f}' if 'noise' in m else percent(r.value.iloc[0])+' %'
     rows = [[m]+[show(m, d[(d.measure==m)&(d.arm==a)]) for a in arms] for m in dict.fromkeys(d.measure)]
     return html_table(rows, ['measure']+[label(a) for a in arms], 'Means over seeds, end of budget')
 
 def html_differences(rows, name, caption=''):
-    return html_table([[name(r), f"{points(r['difference'],True)}", f"{points(r['low'],True)} to {points(r['high'],True)}"]+[str(r[k]) if k!='p_holm' else f"{r[k]:.3f}" for k in ('p_holm','seeds','code') if k in r]
+    return html_table([[name(r), f"{points(r['difference'],True)}", f"{points(r['low'],True)} to {points(r['high'],True)}"]+[SAYS[r[k]] if k=='code' else str(r[k]) if k=='seeds' else f"{r[k]:.3f}" if r[k]>=.001 else '< 0.001' for k in ('p_holm','seeds','code') if k in r]
                        for r in rows], ['comparison','points','95 % interval']+[{'p_holm':'p (Holm)','seeds':'seeds','code':'rule would say'}[k] for k in ('p_holm','seeds','code') if rows and k in rows[0]], caption)
 
-# %% ../nbs/19_report.ipynb #e3863ed7
+# %% ../nbs/19_report.ipynb #b53dbcba
 def html_trust(result):
     "The rule, its reach, and where its promises hold."
     v,n = result['verdict'], len(result['seeds'])
@@ -298,7 +305,7 @@ def html_trust(result):
     if v.get('premise'): out.append(f"<p>Premise: {E(v['premise']['said'])}.</p>")
     if v.get('reach'):
         r = v['reach']
-        out.append(f"<p>Reach: with {n} seed{'s' if n>1 else ''} and {v['items']:,} problems the 90 % interval is ±{points(r['half_width_90'])} points wide, so equivalence within ±{points(result['margin'])} "
+        out.append(f"<p>Reach: with {n} seed{'s' if n>1 else ''} and {v['items']:,} problems the 90 % interval reaches ±{points(r['half_width_90'])} points around the estimate, so equivalence within ±{points(result['margin'])} "
                    f"{'could be shown' if r['reachable'] else 'could not have been shown, whatever the outcome'}; a true difference of about {points(r['smallest_effect'])} points is seen with 80 % power.</p>")
         if v.get('mcnemar_p') is not None: out.append(f"<p>McNemar's exact test of these two checkpoints: p = {v['mcnemar_p']:.3g}.</p>")
     c = COVERAGE[COVERAGE['items'].eq(1319)&COVERAGE.accuracy.eq(.45)&COVERAGE.paired.eq(result['provenance']['vary']!='arm')]
@@ -333,12 +340,12 @@ def html_page(result, figs)->str:
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>RL or extra SFT? {E(result["task"])}</title><style>{CSS}</style></head><body>{"".join(body)}</body></html>')
 
-# %% ../nbs/19_report.ipynb #fe05877a
+# %% ../nbs/19_report.ipynb #30f9657c
 def html_prices(result):
     rows = [[p['basis'], amount(p['rl'],p['basis']), amount(p['sft_plus'],p['basis']), f"{p['steps']:,.0f}", f"{p['epochs']:.2f}"] for p in result['tables']['prices']]
     said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run, padding included. <b>note</b>: the original note\'s formulas, literally. '
             '<b>seconds</b>: time of the main process.')
-    return html_table(rows, ['basis','RL spent','SFT+ spent','steps it buys','epochs']) + f'<p class="small">{said}</p>'
+    return html_table(rows, ['basis','RL spent','SFT+ spent','SFT+ steps that RL\'s total buys','epochs']) + f'<p class="small">{said}</p>'
 
 def html_tuning(rows):
     if not rows: return ''

@@ -38,7 +38,7 @@ CHANCE = dict(mmlu=.25, arc_easy=.25, arc_challenge=.25, choices=.25)
 
 def label(arm): return LABELS.get(arm, arm)
 
-# %% ../nbs/18a_results.ipynb #1d24ac17
+# %% ../nbs/18a_results.ipynb #495fda83
 @dataclass(frozen=True)
 class Record:
     "A finished arm's folder. Files are read when first asked for."
@@ -54,6 +54,8 @@ class Record:
     def config(self): return read_json(self.folder/'config.json') if (self.folder/'config.json').exists() else {}
     @cached_property
     def items(self): return table(self.folder/'items.jsonl')
+    @cached_property
+    def answers(self): return {(t,c,w==0):d for (t,c,w),d in self.items.groupby(['task','checkpoint',self.items.temperature.gt(0)], sort=False)}
     @cached_property
     def metrics(self): return table(self.folder/'metrics.jsonl')
     @cached_property
@@ -272,12 +274,10 @@ def starting_points(records)->list:   # Studies, the main one first
 
 def recipe(r): return r.config.get('sft_passes'), r.config.get('sft')
 
-# %% ../nbs/18a_results.ipynb #e5a26c71
+# %% ../nbs/18a_results.ipynb #f29b4b4b
 def cells(r:Record, task, checkpoint='end', greedy=True):
     "An arm's rows of items.jsonl for one task and way of decoding; empty where it was not run."
-    d = r.items
-    if r.arm=='sft': checkpoint = 'end'
-    return d[(d.task==task)&(d.checkpoint==checkpoint)&((d.temperature==0) if greedy else (d.temperature>0))]
+    return r.answers.get((task, 'end' if r.arm=='sft' else checkpoint, greedy), r.items.iloc[:0])
 
 def outcomes(
     records, task, checkpoint='end', greedy=True,
@@ -476,7 +476,7 @@ def dynamics_table(study:Study, match_on, budget, most:int=150)->list:
         rows += [dict(seed=r.seed, step=float(x['step']), **{k: None if pd.isna(x[k]) else float(x[k]) for k in have}) for x in d.to_dict('records')]
     return rows
 
-# %% ../nbs/18a_results.ipynb #af14951b
+# %% ../nbs/18a_results.ipynb #7d6fe6e9
 def budgets_table(study:Study, task)->tuple:   # rows, crossing or None
     "RL − SFT+ at every budget that was run on the model basis, and the budget from which RL pays."
     got = [(b, compare(study, task, 'model', b)) for b in study.budgets()]
@@ -485,7 +485,7 @@ def budgets_table(study:Study, task)->tuple:   # rows, crossing or None
 def starts_table(studies, task, budget)->tuple:
     "RL − SFT+ from every starting point, ordered by SFT's own accuracy."
     got = sorted(((float(c.sft.mean()),c) for c in (compare(s, task, 'model', budget) for s in studies) if c), key=lambda x: x[0])
-    return _along([(x,c) for x,c in got if x>0], 'SFT accuracy')
+    return _along([(x,c) for x,c in got if x>0], 'sft_accuracy')
 
 def _along(got, name):
     rows = []
@@ -494,7 +494,7 @@ def _along(got, name):
         rows.append({name:float(x), 'difference':float(e.mean), 'low':low, 'high':high, 'seeds':min(len(c.rl),len(c.sft_plus)),
                      'rl':float(c.rl.mean()), 'sft_plus':float(c.sft_plus.mean()), 'sft':float(c.sft.mean())})
     distinct = len({x for x,_ in got})==len(got)>1
-    return rows, crossover([x for x,_ in got], [(c.rl,c.sft_plus) for _,c in got], name) if distinct else None
+    return rows, crossover([x for x,_ in got], [(c.rl,c.sft_plus) for _,c in got], name.replace('sft_','SFT ')) if distinct else None
 
 # %% ../nbs/18a_results.ipynb #1454d273
 def not_run(study:Study, studies, task, match_on, budget)->list:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COVERAGE', 'HYPOTHESES', 'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'mcnemar_p', 'holm', 'simulate',
            'rule', 'error_rates', 'error_table', 'holds_level', 'Variances', 'assumed', 'measured', 'planned',
-           'smallest_effect', 'smallest_margin', 'seeds_needed', 'items_needed', 'points', 'span', 'premise',
-           'what_is_needed', 'decide', 'sentence', 'crossing', 'crossover', 'pass_at_k', 'majority_at_k']
+           'power_of', 'smallest_effect', 'smallest_margin', 'seeds_needed', 'enough', 'items_needed', 'points', 'span',
+           'premise', 'what_is_needed', 'decide', 'sentence', 'crossing', 'crossover', 'pass_at_k', 'majority_at_k']
 
 # %% ../nbs/18_stats.ipynb #1d88b56e
 from dataclasses import dataclass
@@ -263,15 +263,18 @@ True,1319,0.05,10,0.0,0.96,0.96,0.899,0.008,0.044,1.0,0.992
 True,1319,0.05,10,0.015,0.954,0.999,1.647,0.046,0.048,0.996,0.55
 """))
 
-# %% ../nbs/18_stats.ipynb #a7a47ba0
+# %% ../nbs/18_stats.ipynb #16443ded
 def holds_level(
     seeds:int,           # runs per arm
     paired:bool=False,
     floor:float=.94      # lowest coverage that still counts as 95 %
 )->bool:
     "Does the 95 % interval for the difference of the *methods* cover it, whatever the run-to-run deviation of the table?"
-    have = COVERAGE[COVERAGE.paired.eq(paired) & COVERAGE.seeds.le(seeds)]
-    return len(have)>0 and bool(have[have.seeds.eq(have.seeds.max())].coverage.min() >= floor)
+    have = _worst[paired]
+    known = [s for s in have if s<=seeds]
+    return bool(known) and have[max(known)] >= floor
+
+_worst = {pair: g.groupby('seeds').coverage.min().to_dict() for pair,g in COVERAGE.groupby('paired')}   # seeds → lowest coverage
 
 # %% ../nbs/18_stats.ipynb #cd9607a1
 @dataclass(frozen=True)
@@ -318,17 +321,19 @@ def planned(
     var = max(vi+vr, 1e-12)
     return Estimate(0., 0., np.sqrt(var), max(1., var**2/known) if known>0 else items-1.)
 
-# %% ../nbs/18_stats.ipynb #326ca7bd
-def smallest_effect(
-    v:Variances, seeds:int, items:int,
-    power:float=.8,
+# %% ../nbs/18_stats.ipynb #c2934fa3
+def power_of(
+    effect:float, v:Variances, seeds:int, items:int,
     level:float=.95
-)->float:                # as a share
-    "The smallest true difference that this design declares different from zero with the wanted power (noncentral t)."
+)->float:                # chance that a true difference of `effect` is declared different from zero
+    "Power of a design (noncentral t)."
     e = planned(v, seeds, items)
-    crit = stats.t.ppf(.5+level/2, e.df)
-    miss = lambda z: stats.nct.cdf(crit, e.df, z)-(1-power)
-    return float(optimize.brentq(miss, 0, 4*crit+10)*e.se)
+    return float(stats.nct.sf(stats.t.ppf(.5+level/2, e.df), e.df, effect/e.se))
+
+def smallest_effect(v:Variances, seeds:int, items:int, power:float=.8)->float:
+    "The smallest true difference, as a share, that this design sees with the wanted power."
+    e = planned(v, seeds, items)
+    return float(e.se*optimize.brentq(lambda z: power_of(z*e.se, v, seeds, items)-power, 0, 4*stats.t.ppf(.975, e.df)+10))
 
 # %% ../nbs/18_stats.ipynb #0e4a5a53
 def smallest_margin(
@@ -339,7 +344,7 @@ def smallest_margin(
     e = planned(v, seeds, items)
     return float((stats.t.ppf(.95, e.df)+stats.t.ppf(.5+power/2, e.df))*e.se)
 
-# %% ../nbs/18_stats.ipynb #640ebc66
+# %% ../nbs/18_stats.ipynb #ff3b32c2
 def seeds_needed(
     effect:float,              # difference to see, or margin to reach, as a share
     v:Variances, items:int,
@@ -347,14 +352,15 @@ def seeds_needed(
     most:int=100
 ):                             # smallest number of seeds per arm, or None if `most` is not enough
     "How many seeds per arm see `effect` with 80 % power; at least as many as the interval needs to hold its level."
-    size = smallest_margin if equivalence else smallest_effect
-    ok = [s for s in range(2, most+1) if holds_level(s) and size(v, s, items) <= effect]
-    return ok[0] if ok else None
+    return next((s for s in range(2, most+1) if holds_level(s) and enough(effect, v, s, items, equivalence)), None)
+
+def enough(effect, v:Variances, seeds, items, equivalence=False)->bool:
+    "Does a design see `effect`, or show equivalence within it, with 80 % power?"
+    return smallest_margin(v, seeds, items)<=effect if equivalence else power_of(effect, v, seeds, items)>=.8
 
 def items_needed(effect, v:Variances, seeds:int, equivalence=False):
     "How many problems do the same with `seeds` seeds per arm; None if a million is not enough."
-    size = smallest_margin if equivalence else smallest_effect
-    return next((int(n) for n in np.geomspace(100, 1e6, 161).round(-2) if size(v, seeds, int(n)) <= effect), None)
+    return next((int(n) for n in np.geomspace(100, 1e6, 161).round(-2) if enough(effect, v, seeds, int(n), equivalence)), None)
 
 # %% ../nbs/18_stats.ipynb #c951ee3e
 HYPOTHESES = dict(
@@ -484,7 +490,7 @@ def pass_at_k(
     if (k > n).any(): raise UserError(f'pass@{k} needs at least {k} samples a problem: there are {int(n.min())}.')
     return 1-special.comb(n-c, k)/special.comb(n, k)
 
-# %% ../nbs/18_stats.ipynb #a5aef1ef
+# %% ../nbs/18_stats.ipynb #661f6918
 def majority_at_k(
     preds,           # (items, n) answers as strings; None where none was parsed
     correct,         # (items, n) whether each is right
@@ -496,7 +502,8 @@ def majority_at_k(
     I,n = correct.shape
     if k==1: return correct.mean(1)
     if k > n: raise UserError(f'majority@{k} needs at least {k} samples a problem: there are {n}.')
-    same = np.array([[[x is not None and x==y for y in r] for x in r] for r in preds])     # (items, n, n) equal answers
+    voted = preds != None  # noqa: E711, elementwise
+    same = (preds[:,:,None]==preds[:,None]) & voted[:,:,None]                               # (items, n, n) equal answers
     rng,total = np.random.default_rng(seed), np.zeros(I)
     subsets = [np.arange(n)]*1 if k==n else [rng.permutation(n)[:k] for _ in range(draws)]
     for s in subsets:
