@@ -157,7 +157,7 @@ def _attempt(f):
     try: return {'value': pack(value)}
     except BaseException as e: return {'refused': _text(e) if type(e) is TypeError else type(e).__name__}
 
-# %% ../nbs/14a_jail.ipynb #27b5454d
+# %% ../nbs/14a_jail.ipynb #13bb2313
 def candidate(
     job:dict,     # program, entry_point, and the arguments of `lock`
     requests:int, # file descriptor that calls come from
@@ -170,7 +170,8 @@ def candidate(
     def load(): program['f'] = getattr(_module('candidate', job['program']), job['entry_point'])
     _reply(answers, _attempt(load))
     while True:
-        args,kwargs = unpack(receive(requests))
+        try: args,kwargs = unpack(receive(requests))
+        except EOFError: os._exit(0)
         _reply(answers, _attempt(lambda: program['f'](*args, **kwargs)))  # noqa: B023
 
 def _reply(answers, frame):
@@ -229,14 +230,16 @@ def _verdict(job, call):
         if getattr(e, 'by_candidate', False): return 'raised', f'{type(e).__name__}: {e}'[:500]
         return ('wrong' if isinstance(e, AssertionError) else 'test_error'), _failing_line(job['test'], e)
 
-# %% ../nbs/14a_jail.ipynb #d3da19cd
+# %% ../nbs/14a_jail.ipynb #1cad99ac
 def _failing_line(test, error):
     "The line of the test that failed, or the error in words."
     line,tb = 0,error.__traceback__
     while tb:
         if tb.tb_frame.f_code.co_filename == '<test>': line = tb.tb_lineno
         tb = tb.tb_next
-    return test.split('\n')[line-1].strip()[:500] if line else f'{type(error).__name__}: {error}'[:500]
+    if not line: return f'{type(error).__name__}: {error}'[:500]
+    text,said = test.split('\n')[line-1].strip(), str(error)
+    return (text if said in text else f'{text} ({said})')[:500]
 
 # %% ../nbs/14a_jail.ipynb #db4de9f9
 def judge(

@@ -6,8 +6,8 @@
 __all__ = ['PYTHON', 'NO_ISOLATION', 'MEMORY', 'PRINTED', 'STARTUP', 'complete', 'make_program', 'Isolation',
            'SandboxUnavailable', 'escapes', 'try_isolation', 'find_isolation', 'run_candidate', 'run_many']
 
-# %% ../nbs/15_sandbox.ipynb #3b9a6230
-import ctypes.util, errno, fcntl, glob, json, math, os, secrets, select, shutil, signal, subprocess, sys, sysconfig, tempfile, termios, textwrap, time
+# %% ../nbs/15_sandbox.ipynb #31ee29ee
+import errno, fcntl, glob, json, math, os, secrets, select, shutil, signal, subprocess, sys, sysconfig, tempfile, termios, textwrap, time
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -27,7 +27,7 @@ def complete(
     except SyntaxError: return prompt + '\n    pass\n'
     return prompt
 
-# %% ../nbs/15_sandbox.ipynb #d7a26a58
+# %% ../nbs/15_sandbox.ipynb #62cea995
 def make_program(
     prompt:str,       # the problem's
     completion:str,   # the model's, as it decoded; what follows the end of its turn is dropped
@@ -35,10 +35,12 @@ def make_program(
 )->str:               # a module's source
     "Prompt and completion as one program: an indented completion continues the prompt, a fenced or whole function follows it."
     text = completion.split('<|assistant_end|>')[0]
-    if re.match(r'\s*\n[ \t]|[ \t]', text) and '```' not in text.split('\n', 1)[0]: return prompt + text
     whole = re.compile(rf'^(?:async )?def {re.escape(entry_point)}\b', re.M)
     fenced = re.findall(r'```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)', text, re.S|re.I)
-    code = next((f for f in fenced if whole.search(f)), fenced[0] if fenced else text)
+    code = next((f for f in fenced if whole.search(f)), None)
+    if code is None:
+        if re.match(r'\s*\n[ \t]|[ \t]', text) and not re.match(r'\s*```', text): return prompt + re.split(r'^```', text, maxsplit=1, flags=re.M)[0]
+        code = fenced[0] if fenced else text
     if whole.search(code): return f'{complete(prompt)}\n{_from_first_definition(code)}'
     return prompt + (textwrap.indent(code, '    ') if fenced and not re.match(r'\s*[ \t]', code) else code)
 
@@ -60,17 +62,18 @@ class Isolation:
 
 NO_ISOLATION = Isolation('none')
 
-# %% ../nbs/15_sandbox.ipynb #fb11f4c8
+# %% ../nbs/15_sandbox.ipynb #dc0f416e
 MEMORY, PRINTED, STARTUP = 512<<20, 1<<20, 60.  # bytes of address space; bytes that a program may print; seconds to wait for a child to start
 
-def _start(stack, role, job, fds, output, isolation, timeout):
+def _start(stack, role, job, fds, settings, isolation, timeout):
     "Start a child; it is killed, with its whole session, when `stack` closes."
     lock = dict(limits=dict(memory=MEMORY, seconds=math.ceil(timeout)+5, file_size=PRINTED), readable=isolation.readable, bpf=isolation.bpf)
     stdin = stack.enter_context(tempfile.TemporaryFile())
     stdin.write(json.dumps(dict(job, lock=lock)).encode()); stdin.seek(0)
     wrap = isolation.command if role=='candidate' else ()
     command = (*wrap, *_BARE, _inside(), role, *(str(fd.fileno()) for fd in fds))
-    child = subprocess.Popen(command, stdin=stdin, **output, pass_fds=[fd.fileno() for fd in fds], env=dict(PYTHONHASHSEED='0'), cwd='/', start_new_session=True)
+    child = subprocess.Popen(command, stdin=stdin, **settings, pass_fds=[fd.fileno() for fd in fds],
+                             env=dict(PYTHONHASHSEED='0'), start_new_session=True)
     stack.callback(_end, child, bool(wrap))
     return child
 
@@ -108,14 +111,14 @@ def _watch(judge, nonce, timeout):
             if 'outcome' in line: return line['outcome'], line['reason'], time.monotonic()-ready
             if line['ready']: ready = time.monotonic(); end = ready+timeout
 
-# %% ../nbs/15_sandbox.ipynb #8f198091
+# %% ../nbs/15_sandbox.ipynb #56dbaedd
 def _gone(pipe, seconds=2.):
     "Wait until nobody can write to `pipe` any more; False if somebody still can."
-    poll,end = select.poll(), time.monotonic()+seconds
+    poll = select.poll()
     poll.register(pipe, 0)  # asks for nothing: a hang-up is always reported
-    return bool(poll.poll(max(0, end-time.monotonic())*1000))
+    return bool(poll.poll(seconds*1000))
 
-# %% ../nbs/15_sandbox.ipynb #36a27300
+# %% ../nbs/15_sandbox.ipynb #c08e89ba
 def _run(
     problem:dict,        # a HumanEval row
     source:str,          # the program
@@ -126,11 +129,12 @@ def _run(
     name,nonce = problem['entry_point'], secrets.token_hex(16)
     with ExitStack() as stack:
         printed = stack.enter_context(tempfile.TemporaryFile())
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))  # where they are; locked in, they cannot even read it
         ans_r,ans_w,req_r,req_w = [stack.enter_context(open(fd, 'rb' if i%2==0 else 'wb', 0)) for pair in (os.pipe(), os.pipe()) for i,fd in enumerate(pair)]
-        stack.callback(_gone, ans_r)  # callbacks run last to first: after the children have been killed
+        stack.callback(lambda: ans_w.closed and _gone(ans_r))  # callbacks run last to first: this one after the children have been killed
         judge = _start(stack, 'judge', dict(nonce=nonce, prompt=complete(problem['prompt']), test=problem['test'], entry_point=name), (req_w, ans_r),
-                       dict(stdout=subprocess.PIPE, stderr=printed), isolation, timeout)
-        _start(stack, 'candidate', dict(program=source, entry_point=name), (req_r, ans_w), dict(stdout=printed, stderr=printed), isolation, timeout)
+                       dict(cwd=folder, stdout=subprocess.PIPE, stderr=printed), isolation, timeout)
+        _start(stack, 'candidate', dict(program=source, entry_point=name), (req_r, ans_w), dict(cwd=folder, stdout=printed, stderr=printed), isolation, timeout)
         for end in (ans_w, req_r, req_w): end.close()
         outcome,reason,seconds = _watch(judge, nonce, timeout)
         output = os.pread(printed.fileno(), 1<<16, 0).decode('utf-8', 'replace')

@@ -278,7 +278,7 @@ def test_the_same_program_gets_the_same_verdict(isolation):
     assert len(got) == 1 and run_candidate(p, '    return "".join({"a", "b", "c"})\n', isolation=isolation)['passed']
 
 @pytest.mark.parametrize('completion', [HONEST, '\n'+HONEST, '```python\n'+HONEST+'```', '```\nreturn x*2\n```', 'def double(x):\n    return x*2', '```python\ndef double(x):\n    return x*2\n```<|assistant_end|>',
-    'Here you are:\n\n```python\nimport math\n\ndef double(x):\n    return x*2\n```\n\nHope it helps!', 'Use this.\ndef double(x):\n    return x*2\n', '```py\ndef double(x):\n    return x*2', HONEST+'<|assistant_end|>junk ('])
+    'Here you are:\n\n```python\nimport math\n\ndef double(x):\n    return x*2\n```\n\nHope it helps!', 'Use this.\ndef double(x):\n    return x*2\n', '```py\ndef double(x):\n    return x*2', HONEST+'<|assistant_end|>junk (', HONEST+'```\nDone.', ' Sure!\n```python\ndef double(x):\n    return x*2\n```'])
 def test_completions_of_every_kind(completion): assert run_candidate(DOUBLE, completion)['passed']
 
 @pytest.mark.parametrize('text', ['', '`', '```', '```'*1000, '```python', '``` '*50000, ' '*200_000, '\n'*200_000, 'a'*200_000, 'a '*100_000, 'def double(', 'def double'*20000, '\x00', '\ud800', '<|assistant_end|>'])
@@ -365,6 +365,7 @@ def test_canonical_solutions_pass(isolation):
     rows = run_many(problems, [p['canonical_solution'] for p in problems], timeout=20., isolation=isolation, progress=False)
     assert [(p['task_id'], r['outcome'], r['reason']) for p,r in zip(problems, rows, strict=True) if not r['passed']] == []
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_canonical_solutions_pass_as_a_chat_model_would_write_them():
     problems = humaneval()
