@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['MAKERS', 'ARMS', 'MAY_DIFFER', 'arms_folder', 'arm_folder', 'base_folder', 'sft_folder', 'code_of', 'reuse', 'Lab',
            'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
-           'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar']
+           'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch', 'worker']
 
-# %% ../nbs/17_arms.ipynb #b70ff445
+# %% ../nbs/17_arms.ipynb #553efa3a
 import copy, functools, json, re, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from . import parallel
 from .config import Config, UserError, check_choice, device_of, dtype_of, git_revision, make_config, run_folder, seed_of, sha256_of, versions
+from .engine import generate
 from .evaluate import evaluate, generated_items, kl_to, score_rows
 from .grpo import GRPO, preflight
 from .ledger import Budget, Ledger, budget_record, ledger_summary, load_budget, read_rows, totals
@@ -28,14 +29,16 @@ from .train import Amount, Conversations, Run, Supervised, Text
 from .base import load_base
 from .weights import save_model
 
-# %% ../nbs/17_arms.ipynb #a90813da
+# %% ../nbs/17_arms.ipynb #e57420cd
 def arms_folder(c:Config)->Path:
     "Folder of the arms: the run folder, or a folder below it if the SFT stage is longer or shorter than the preset's."
     return run_folder(c)/f'passes-{c.sft_passes:g}' if c.sft_passes else run_folder(c)
 
 def arm_folder(c:Config, arm:str='')->Path:
-    "Folder of one arm, budget and seed."
-    return arms_folder(c)/(arm or c.arm)/f'{c.match_on}-{float(c.budget)}'/f'seed{c.seed}'
+    "Folder of one arm, budget and seed. The sft and rl arms match nothing, so their folder says `model`."
+    arm = arm or c.arm
+    basis = 'model' if arm in ('sft', 'rl') else c.match_on
+    return arms_folder(c)/arm/f"{basis}-{1. if arm=='sft' else float(c.budget)}"/f'seed{c.seed}'
 
 def base_folder(c:Config)->Path: return run_folder(c)/'base'/(f'seed{c.seed}' if c.vary=='base' else '')
 def sft_folder(c:Config)->Path: return arms_folder(c)/'sft'/f'seed{c.seed if c.vary in ("sft","base") else 0}'
@@ -242,7 +245,7 @@ def grpo(self:Lab, model, tok, folder, clock, **kw):
     return GRPO(model, tok, task, lambda p: tok.render_prompt(task.conversation(p)), self.c.rl, clock, Ledger(Path(folder)/'ledger.jsonl', model.shape, self.c.task, parallel.rank()),
                 self.c.seed, rollouts=Jsonl(Path(folder)/name), dtype=self.dtype, **kw)
 
-# %% ../nbs/17_arms.ipynb #ceb4c514
+# %% ../nbs/17_arms.ipynb #2e7dff8d
 @arm('sft_plus', 'base → SFT → more SFT on the target problems, to the RL arm\'s FLOPs')
 def sft_plus_arm(lab, model, tok, folder):
     return lab.supervised('sft', model, tok, lab.sft_conversations, lab.budget(model), folder, lab.c.sft_plus, 1., lab.c.seed)
@@ -251,7 +254,6 @@ def sft_plus_arm(lab, model, tok, folder):
 def budget(self:Lab, model)->Budget:
     "The RL arm's budget, verified. Raises `UserError` that says what to run first."
     folder = arm_folder(self.c, 'rl')
-    if self.c.match_on!='model' and not (folder/'arm.json').exists(): folder = arm_folder(replace(self.c, match_on='model'), 'rl')
     b = load_budget(folder, self.c.match_on, model.shape, self.c.task)
     sha = read_json(folder/'arm.json')['sft_sha256']
     if sha!=self.start[2]: raise UserError(f'{folder} stood on another SFT checkpoint ({sha[:12]}…, here {self.start[2][:12]}…): run arm rl again in this run folder first.')
@@ -360,7 +362,7 @@ def train(self:Lab, stage, folder, tok)->dict:
     epochs = stage.seen/len(stage.task) if isinstance(stage, GRPO) else stage.stream.passes
     return dict(steps=stage.n, epochs=epochs, zero_advantage=sum(zero)/len(zero) if zero else None)
 
-# %% ../nbs/17_arms.ipynb #35c9d36f
+# %% ../nbs/17_arms.ipynb #0671da89
 @patch
 def finish(self:Lab, folder, model, tok, sha, stage, info)->dict:
     "Evaluate the final and the best weights, and write arm.json: an arm is finished when it is there."
@@ -380,6 +382,7 @@ def finish(self:Lab, folder, model, tok, sha, stage, info)->dict:
     parallel.barrier()
     if parallel.rank()==0:
         Ledger.merge(folder/'ledger.jsonl')
+        write_json(folder/'samples.json', self.samples(model, tok))
         write_json(folder/'arm.json', self.summary(folder, model, tok, sha, info, results, not_run))
     parallel.barrier()
     return read_json(folder/'arm.json')
@@ -412,6 +415,16 @@ def progress_bar(name):
         if done >= n: bar.close()
     return show
 
+# %% ../nbs/17_arms.ipynb #e77756d3
+@patch
+def samples(self:Lab, model, tok, n:int=6)->list:
+    "Greedy answers to a few dev (or train) problems, token by token."
+    task = self.problems[1] if len(self.problems[1]) else self.problems[0]
+    asked = [task[i] for i in range(min(n, len(task)))]
+    said, _ = generate(model, tok, [tok.render_prompt(task.conversation(p)) for p in asked], max_new=self.c.eval.max_new, temperature=0., dtype=self.dtype)
+    return [dict(question=p.question, answer=p.answer, correct=bool(task.score(p, tok.decode(s.tokens))['correct']), pieces=[(tok.decode([t]), bool(own)) for t,own in zip(s.tokens, s.sampled)])
+            for p,s in zip(asked, said)]
+
 # %% ../nbs/17_arms.ipynb #acd4a776
 @patch
 def summary(self:Lab, folder, model, tok, sha, info, results, not_run)->dict:
@@ -425,3 +438,23 @@ def summary(self:Lab, folder, model, tok, sha, info, results, not_run)->dict:
         out |= dict(target=rl['spent'], residual=spent[c.match_on]/rl['spent'][c.match_on]-1, budget_record=budget_record(c.match_on, rl['spent'], spent, info['steps'], info['epochs']))
     if c.arm=='rl_random': out['resolution'] = 1/max(1, info['steps']*c.rl.problems)
     return out
+
+# %% ../nbs/17_arms.ipynb #7a9929be
+def launch(
+    c:Config,
+    processes:int=0,    # 0: one per GPU, or one
+    progress:bool=True
+)->dict:                # arm.json
+    "Run an arm on all devices of this machine."
+    n = processes or (torch.cuda.device_count() if device_of(c)=='cuda' else 1) or 1
+    if n==1: return run_arm(c, progress)
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', run_id='exp2nb', max_restarts=0)
+    elastic_launch(config, worker)(c, progress)
+    return read_json(arm_folder(c)/'arm.json')
+
+def worker(c, progress=False):
+    "One process of several: joins the group, runs its share, leaves."
+    parallel.start(device_of(c))
+    try: run_arm(c, progress)
+    finally: parallel.stop()

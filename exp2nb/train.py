@@ -6,13 +6,13 @@
 __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'supervised_loss', 'micro_batches', 'Noise', 'grad_sq',
            'check_finite', 'Supervised', 'spent_row', 'Run']
 
-# %% ../nbs/13_train.ipynb #1287630e
+# %% ../nbs/13_train.ipynb #2b4bbc7f
 import json, math, time
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from . import parallel
 from .config import UserError, seed_of
 from .flops import Work, optimizer_cost, supervised_cost

@@ -1,0 +1,27 @@
+# Sourced by the scripts in this folder: makes .venv in the project's root, or reuses it, and activates it.
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+export MPLBACKEND="${MPLBACKEND:-Agg}"   # scripts draw into files
+
+find_python() {   # the newest of the supported Pythons that really starts
+    for p in python3.13 python3.12 python3.11 python3; do
+        "$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo "$p"; return; }
+    done
+    echo "error: Python 3.11, 3.12 or 3.13 (with venv) is needed and was not found: install one, e.g. apt-get install python3 python3-venv." >&2
+    return 1
+}
+
+make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'
+    local want; want="$(cat pyproject.toml runs/constraints.txt | sha256sum) [$1]"
+    if [ "$(cat .venv/.made-of 2>/dev/null)" != "$want" ]; then
+        local python; python=$(find_python) || exit 1
+        echo "Making the environment in .venv (once; a few minutes)."
+        [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 1
+        # Without a GPU, PyTorch's own index has a build without CUDA: megabytes in place of gigabytes.
+        local index=(); command -v nvidia-smi >/dev/null || index=(--extra-index-url https://download.pytorch.org/whl/cpu)
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 "${index[@]}" -c runs/constraints.txt torch \
+        && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c runs/constraints.txt -e ".${1:+[$1]}" \
+        && .venv/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null 2>&1 \
+        && echo "$want" > .venv/.made-of || { echo "error: the installation failed: see the messages above." >&2; exit 1; }
+    fi
+    . .venv/bin/activate
+}
