@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FIGURES', 'CONTRASTS', 'E', 'CSS', 'T
            'more_tries', 'overlap', 'over_budgets', 'over_starts', 'draw', 'html_figure', 'html_table', 'percent',
            'amount', 'html_verdict', 'html_budget', 'html_scores', 'html_beside', 'html_differences', 'html_trust',
            'html_page', 'html_prices', 'html_tuning', 'html_provenance', 'plain', 'check_result', 'analyse',
-           'verdict_line']
+           'verdict_line', 'show_figures', 'refuse_unknown']
 
 # %% ../nbs/19_report.ipynb #6f49e340
 import base64, html, io, json
@@ -189,10 +189,11 @@ def over_starts(result):
     rows = result['tables']['starts']
     return _difference_along(rows, 'sft_accuracy', 'accuracy of the SFT checkpoint (%)', result['margin']) if len(rows)>1 else None
 
-# %% ../nbs/19_report.ipynb #889987ab
+# %% ../nbs/19_report.ipynb #64e0204d
 def draw(
     result:dict,
-    folder=None    # write NAME.png and NAME.svg here too
+    folder=None,   # write NAME.png and NAME.svg here too
+    names=None     # only these figures
 )->dict:           # name → dict(title, caption, png)
     "Draw every figure that this result has data for."
     out,folder = {}, Path(folder) if folder else None
@@ -201,6 +202,7 @@ def draw(
         for n in FIGURES:
             for ext in ('png','svg'): (folder/f'{n}.{ext}').unlink(missing_ok=True)   # none from an earlier analysis
     for name,(f,title,caption) in FIGURES.items():
+        if names and name not in names: continue
         with plt.rc_context(STYLE):
             fig = f(result)
             if fig is None: continue
@@ -422,3 +424,21 @@ def verdict_line(
         p = Path(result)
         result = read_json(p if p.suffix=='.json' else p/'report'/'result.json')
     return f"Verdict: {result['verdict']['code']}. {result['verdict']['sentence']}"
+
+# %% ../nbs/19_report.ipynb #c8490d86
+def show_figures(result, *names):
+    "Show the named figures, with their captions, where the result has data for them."
+    from IPython.display import HTML, display
+    figs = draw(result, names=names)
+    for n in names:
+        if n in figs: display(HTML(html_figure(figs[n])))
+
+def refuse_unknown(
+    now,      # globals() after the parameters
+    before,   # names before them
+    known     # names of the parameters
+):
+    "Stop at a parameter that is not known. Raises `UserError` listing the known ones."
+    for name in now:
+        if name not in before and name not in known and not name.startswith('_'):
+            raise UserError(f"parameter '{name}' is not known: choose from {', '.join(known)}.")
