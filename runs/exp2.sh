@@ -60,8 +60,9 @@ while read -r name args; do
     eval "run nbs/run_arm.ipynb \"$run_dir/notebooks/${name//\//-}.ipynb\" $args"
 done <<<"$queue"
 
+case ,$arms, in *,rl,*sft_plus,*|*,sft_plus,*rl,*) ;; *) echo "No verdict: that needs the arms sft, rl and sft_plus in $run_dir."; exit 0 ;; esac
 echo "[$(( (SECONDS-start)/60 )) min] analysis"
-run nbs/analysis.ipynb "$run_dir/report/analysis.ipynb" -p run_dir "$run_dir" -p match_on "$match_on"
+run nbs/analysis.ipynb "$run_dir/report/analysis.ipynb" -r run_dirs "$run_dir"
 echo "Report:  $run_dir/report/report.html"
 echo "Figures: $run_dir/report/figures/"
 python -c "import json,sys; print('Verdict:', json.load(open(sys.argv[1]))['verdict']['sentence'])" "$run_dir/report/result.json"
