@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from exp2nb import llama
 from exp2nb.config import UserError
-from exp2nb.engine import Decode, prefill
+from exp2nb.engine import generate
 from exp2nb.protocol import Segments
 
 transformers = pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
@@ -41,16 +41,6 @@ def ours(model, ids):
 @torch.no_grad()
 def theirs(model, ids): return model(ids[None]).logits[0].float()
 
-@torch.no_grad()
-def one_by_one(model, ids, prompt=20):
-    "The same logits through the engine's cache."
-    cache = Decode(model.shape, rows=1, groups=1, prompt=prompt, columns=len(ids)-prompt)
-    out = [prefill(model, cache, ['p'], [ids[:prompt].tolist()])[0]]
-    cache.add_rows(['p'])
-    for i in ids[prompt:]:
-        out.append(model.logits(model.hidden(i[None], cache.tick(), cache))); cache.tock()
-    return torch.cat(out)
-
 def build(folder):
     return llama.build(llama.read_config(json.loads((Path(folder)/'config.json').read_text())), llama.read_safetensors(folder), folder)
 
@@ -59,7 +49,10 @@ def test_logits_both_ways(case, tmp_path):
     ref, ids = reference(case, tmp_path/'in'), torch.randint(301, (60,), generator=torch.Generator().manual_seed(1))
     model = build(tmp_path/'in')
     torch.testing.assert_close(ours(model, ids), theirs(ref, ids), atol=1e-4, rtol=0)
-    torch.testing.assert_close(one_by_one(model, ids), theirs(ref, ids)[19:], atol=1e-4, rtol=0)
+    answer = generate(model, None, [ids.tolist()], max_new=12, temperature=0)[0][0]      # cached, against transformers' full forward
+    lp = theirs(ref, torch.cat([ids, torch.tensor(answer.tokens)])).log_softmax(-1)[59:-1]
+    assert lp.argmax(-1).tolist()==answer.tokens
+    torch.testing.assert_close(lp.max(-1).values, torch.tensor(answer.logprobs), atol=1e-4, rtol=0)
     assert theirs(ref, ids).std() > .5
     with torch.no_grad():
         for p in model.parameters(): p.mul_(1.01)   # a "trained" arm

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from exp2nb import nanochat
-from exp2nb.config import UserError
-from exp2nb.engine import Decode, prefill
+from exp2nb.base import export_model
+from exp2nb.config import ModelConfig, UserError
+from exp2nb.engine import generate
+from exp2nb.model import Transformer
 from exp2nb.protocol import Segments
 from exp2nb.tokenizer import train_tokenizer
 
@@ -27,23 +29,20 @@ def full(model, ids):
     seg = Segments(model.shape, [len(ids)])
     return model.logits(model.hidden(ids, seg.pos, seg))
 
-@torch.no_grad()
-def cached(model, ids, prompt):
-    "Logits of the last prompt token, then of each token fed alone, through the engine's cache; two rows share the prompt."
-    cache = Decode(model.shape, rows=2, groups=1, prompt=prompt, columns=len(ids)-prompt)
-    out = [prefill(model, cache, ['p'], [ids[:prompt].tolist()])[0]]
-    cache.add_rows(['p', 'p'])
-    for i in ids[prompt:]:
-        both = model.logits(model.hidden(i.expand(2), cache.tick(), cache)); cache.tock()
-        torch.testing.assert_close(both[0], both[1], atol=1e-5, rtol=0)
-        out.append(both[:1])
-    return torch.cat(out)
+def cached(model, prompt, n):
+    "Logits after the prompt and after each of n greedy tokens, as the engine's cache gives them; two rows share the prompt."
+    seen, logits = [], model.logits
+    model.logits = lambda h: seen.append(logits(h)) or seen[-1]
+    try: samples, _ = generate(model, None, [prompt.tolist()], n=2, max_new=n+1, temperature=0)
+    finally: del model.logits
+    return torch.stack([s[0] for s in seen]), torch.tensor(samples[0].tokens[:n])
 
 def check(path):
     model, v, meta = load_vectors(path)
-    ours = full(model, v['ids'].long())[v['at']]
-    torch.testing.assert_close(ours, v['logits'], atol=1e-5, rtol=0)
-    steps = cached(model, v['ids'].long(), int(meta['prefill']))
+    ids, prefill = v['ids'].long(), int(meta['prefill'])
+    torch.testing.assert_close(full(model, ids)[v['at']], v['logits'], atol=1e-5, rtol=0)
+    steps, tokens = cached(model, ids[:prefill], len(ids)-prefill)
+    assert torch.equal(tokens, ids[prefill:])
     torch.testing.assert_close(steps, v['cached'][-len(steps):], atol=1e-5, rtol=0)
     assert v['logits'].std() > 1    # and not because everything is near zero
     return model, meta
@@ -68,14 +67,15 @@ def test_live_logits(case, tmp_path):
     check(tmp_path/'v.safetensors')
 
 @live
-def test_live_nanochat_loads_what_we_save(tmp_path):
-    "nanochat's own loader and tokenizer read an exported arm, and its logits there are ours."
-    model, v, _ = load_vectors(VECTORS/'nanochat-smear-mha-long.safetensors')
+@pytest.mark.parametrize('family', ['nanochat', 'exp2nb'])
+def test_live_nanochat_loads_what_we_save(family, tmp_path):
+    "nanochat's own loader and tokenizer read an exported arm, also one of our own family, and its logits there are ours."
     tok = train_tokenizer(['Ann has 12 apples and buys 30 more.']*3, 300)
     torch.manual_seed(0)
-    model = nanochat.NanoChat(nanochat.NanoConfig(3, 48, 4, 2, 64, tok.vocab_size, 320, 'SL'))
+    if family=='nanochat': model = nanochat.NanoChat(nanochat.NanoConfig(3, 48, 4, 2, 64, tok.vocab_size, 320, 'SL'))
+    else: model = Transformer(ModelConfig(3, aspect=16, head_dim=12, kv_groups=2, vocab=tok.vocab_size, context=64, pattern='SL', short_window=129))
     for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n else 0., .15)
-    nanochat.save_nanochat(model, tok, tmp_path/'base', 'rl', step=5)
+    at = export_model(model, tok, tmp_path/'base', step=5)
     ids = tok.render_prompt('Ann has 12 apples.')
     torch.save(torch.tensor([ids]), tmp_path/'ids.pt')
     code = ("import sys, torch; sys.path.insert(0, sys.argv[1])\n"
@@ -89,7 +89,7 @@ def test_live_nanochat_loads_what_we_save(tmp_path):
     r = subprocess.run([sys.executable, '-c', code, LIVE, str(tmp_path)], env=env, capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     torch.testing.assert_close(full(model, torch.tensor(ids)), torch.load(tmp_path/'logits.pt'), atol=1e-5, rtol=0)
-    back, tok2, meta = nanochat.load_nanochat(tmp_path/'base'/'chatrl_checkpoints'/'d3')
+    back, tok2, meta = nanochat.load_nanochat(at)
     assert tok2.hash==tok.hash and meta['step']==5
 
 # ---- hostile files -------------------------------------------------------------------------------------------------------------------------------------------

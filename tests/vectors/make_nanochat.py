@@ -2,8 +2,8 @@
 
     python -O tests/vectors/make_nanochat.py NANOCHAT_DIR CASE OUT.safetensors
 
-Weights are multiples of 1/64 stored as int8, so that a file stays small and float32 holds them exactly. `logits` come from one full forward, `cached` from a
-prefill of `prefill` tokens and then one token at a time through nanochat's own key/value cache; both are kept for the positions `at`.
+Weights are multiples of 1/64 stored as int8, so that a file stays small and float32 holds them exactly. A prompt of `prefill` random
+tokens is continued greedily, one token at a time through nanochat's own key/value cache: those are the `cached` logits. `logits` come from one full forward. Both are kept for the positions `at`.
 -O because older versions assert that their rotary angles are bfloat16, and here everything is float32.
 """
 import dataclasses, inspect, json, os, subprocess, sys
@@ -34,13 +34,17 @@ def main(nanochat_dir, case, out):
         w = torch.randn(p.shape, generator=g)*(.15 if 'attn.c_' in name or 'mlp' in name else .3) + (1. if 'resid' in name else 0.)
         weights[name] = (w*64).round().clamp(-127, 127).to(torch.int8)
         p.data = weights[name].float()/64
-    ids, at, prefill = torch.randint(config['vocab_size'], (n,), generator=g), torch.arange(n-6, n), n-4
+    at, prefill = torch.arange(n-6, n), n-5
+    ids = torch.randint(config['vocab_size'], (prefill,), generator=g)
+    sized = dict(batch_size=1, num_heads=config['n_kv_head'], seq_len=n, head_dim=config['n_embd']//config['n_head'],
+                 num_layers=config['n_layer'], device='cpu', dtype=torch.float32)
+    cache = KVCache(**{k:v for k,v in sized.items() if k in inspect.signature(KVCache.__init__).parameters})
     with torch.inference_mode():
+        cached = [model(ids[None], kv_cache=cache)[0].float()]
+        while len(ids) < n:
+            ids = torch.cat([ids, cached[-1][-1:].argmax(-1)])
+            cached.append(model(ids[None,-1:], kv_cache=cache)[0].float())
         logits = model(ids[None])[0].float()
-        sized = dict(batch_size=1, num_heads=config['n_kv_head'], seq_len=n, head_dim=config['n_embd']//config['n_head'],
-                     num_layers=config['n_layer'], device='cpu', dtype=torch.float32)
-        cache = KVCache(**{k:v for k,v in sized.items() if k in inspect.signature(KVCache.__init__).parameters})
-        cached = [model(ids[None,:prefill], kv_cache=cache)[0].float()] + [model(ids[None,i:i+1], kv_cache=cache)[0].float() for i in range(prefill, n)]
     commit = subprocess.run(['git', '-C', nanochat_dir, 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip()
     save_file({**{f'w.{k}':v for k,v in weights.items()}, 'ids':ids.to(torch.int16), 'at':at, 'logits':logits[at], 'cached':torch.cat(cached)[at]}, out,
               metadata=dict(nanochat=commit, case=case, model_config=json.dumps(config), prefill=str(prefill)))
