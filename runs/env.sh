@@ -18,7 +18,7 @@ make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'
         [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 1
         # Without a GPU, PyTorch's own index has a build without CUDA: megabytes in place of gigabytes.
         local index=(); command -v nvidia-smi >/dev/null || index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 30 "${index[@]}" -c runs/constraints.txt torch \
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 --timeout 30 "${index[@]}" -c runs/constraints.txt torch \
         && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c runs/constraints.txt -e ".${1:+[$1]}" \
         && .venv/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null 2>&1 \
         && echo "$want" > .venv/.made-of || { echo "error: the installation failed: see the messages above." >&2; exit 1; }
