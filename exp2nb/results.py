@@ -86,7 +86,7 @@ def read_record(path)->Record:
         if k in r.config and r.config[k]!=info[k]: raise UserError(f'{path} says {k}={info[k]!r}, but its config.json says {r.config[k]!r}: run this arm again.')
     return r
 
-# %% ../nbs/18a_results.ipynb #3dc4a666
+# %% ../nbs/18a_results.ipynb #d09c13bb
 def discover(
     run_dirs   # a run folder or several; the first one holds the main comparison
 )->list:       # Records, in order
@@ -94,7 +94,7 @@ def discover(
     dirs = [Path(d) for d in ([run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs)]
     found = []
     for d in dirs:
-        here = sorted(d.rglob('arm.json'))
+        here = sorted(d.rglob('arm.json'), key=lambda p: (len(p.parts), p))   # what lies deeper (another number of SFT passes) comes later
         if not here: raise UserError(f'{d} holds no finished arm (no arm.json): run `papermill nbs/run_arm.ipynb OUT.ipynb -p arm rl -p run_dir {d}` first.')
         found += [p for p in here if p not in found]
     return [read_record(p) for p in found]
@@ -496,7 +496,7 @@ def _along(got, name):
     distinct = len({x for x,_ in got})==len(got)>1
     return rows, crossover([x for x,_ in got], [(c.rl,c.sft_plus) for _,c in got], name.replace('sft_','SFT ')) if distinct else None
 
-# %% ../nbs/18a_results.ipynb #1454d273
+# %% ../nbs/18a_results.ipynb #ed9fec5c
 def not_run(study:Study, studies, task, match_on, budget)->list:
     "What the experiment names and these folders do not hold, one short phrase each."
     out = [] if match_on=='model' else ['the endpoint: sft_plus matched on model FLOPs']
@@ -506,8 +506,8 @@ def not_run(study:Study, studies, task, match_on, budget)->list:
         if compare(study, task, match_on, budget, ckpt, greedy) is None: out.append(name)
     if len(study.budgets(match_on))<2: out.append('other budgets')
     if len(studies)<2: out.append('other starting points')
-    for r in study.records: out += [f'{r.arm}: {x}' for x in r.info.get('not_run') or [] if f'{r.arm}: {x}' not in out]
-    return out
+    said = [f"{x['task']} ({x['why']})" if isinstance(x, dict) else str(x) for r in study.records for x in r.info.get('not_run') or []]
+    return out + list(dict.fromkeys(said))
 
 # %% ../nbs/18a_results.ipynb #c93ad51b
 def zero_advantage_of(r:Record):

@@ -1,0 +1,250 @@
+"From run folders to a page: what is refused, what is written, and that a stranger's browser can show it."
+import json, re, shutil, subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+import jsonschema, pytest
+from exp2nb.config import UserError
+from exp2nb.report import FIGURES, RESULT_SCHEMA, analyse, refuse_unknown, verdict_line
+from exp2nb.results import discover, fake_arm, fake_run, summarise
+from exp2nb.store import read_json, write_json
+
+SMALL = dict(items=60, samples=2, steps=8)
+
+
+def edit(path, **changes): write_json(path, read_json(path) | changes)
+
+
+def rewrite(path, f):
+    rows = [f(json.loads(x)) for x in path.read_text().splitlines()]
+    path.write_text(''.join(json.dumps(r)+'\n' for r in rows if r is not None))
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "A run with everything, analysed."
+    d = tmp_path_factory.mktemp('runs')
+    kw = dict(items=400, samples=4, steps=20)
+    run = fake_run(d/'one', gains=(.05, .2), seeds=3, **kw)
+    for s in range(3): fake_arm(run, 'rft', s, gain=.1, **kw)
+    for b, g in ((.25, .0), (.5, .1)): fake_run(run, gains=(.05, g), budget=b, **kw)
+    fake_run(run/'passes-2', level=.6, sft_sha256='e'*64, **kw)   # a second starting point, as `--sft-passes` makes it
+    for f in (run/'passes-2').rglob('config.json'): edit(f, sft_passes=2.)
+    write = run/'tuning.jsonl'
+    write.write_text(json.dumps(dict(arm='rl', trial=0, rate=.1, dev_accuracy=.5, flops_model=10**11))+'\n')
+    return run, analyse(run)
+
+
+def test_result_is_valid_and_complete(done):
+    run, result = done
+    stored = json.loads((run/'report'/'result.json').read_text())
+    assert stored==result
+    jsonschema.validate(stored, RESULT_SCHEMA)
+    assert result['verdict']['code']=='rl_worse' and result['seeds']==[0, 1, 2]
+    for arm in ('sft', 'rl', 'sft_plus', 'rft'):
+        assert len(result['arms'][arm]['stories']['accuracy'])==3
+    b = result['budget']
+    assert b['match_on']=='model' and abs(b['sft_plus']/b['rl']-1) <= .001 and set(b['would_buy'])=={'model', 'executed', 'note', 'seconds'}
+    assert len(result['zero_advantage'])==3 and result['sft_sha256']=='a'*64
+    assert 'arm sft_mix' in result['not_run'] and 'matched on note' in result['not_run'] and 'arm rft' not in result['not_run']
+    assert len(result['tables']['budgets'])==3 and len(result['tables']['starts'])==2 and result['crossover']['budget'] and result['tables']['tuning']
+
+
+def test_difference_is_of_the_endpoint(done):
+    _, result = done
+    mean = lambda a: sum(result['arms'][a]['stories']['accuracy'])/3
+    assert abs(result['verdict']['difference']-(mean('rl')-mean('sft_plus'))) < 1e-9
+    low, high = result['verdict']['interval']
+    assert low < result['verdict']['difference'] < high and result['verdict']['endpoint'].startswith('greedy pass@1')
+
+
+def test_every_figure_is_there_as_png_and_svg(done):
+    run, _ = done
+    for name in FIGURES:
+        assert (run/'report'/'figures'/f'{name}.png').read_bytes()[:4]==b'\x89PNG'
+        assert '<svg' in (run/'report'/'figures'/f'{name}.svg').read_text()
+
+
+class Page(HTMLParser):
+    "Open and close every tag; collect what a page asks the network for."
+    def __init__(self): super().__init__(); self.open, self.asks, self.text = [], [], []
+    def handle_starttag(self, tag, attrs):
+        if tag not in ('meta', 'img', 'br'): self.open.append(tag)
+        self.asks += [v for k, v in attrs if k in ('src', 'href') and not v.startswith('data:')]
+    def handle_endtag(self, tag): assert self.open.pop()==tag
+    def handle_data(self, data): self.text.append(data)
+
+
+def test_the_page_needs_no_other_file_and_answers_first(done):
+    run, result = done
+    text = (run/'report'/'report.html').read_text()
+    page = Page(); page.feed(text)
+    assert not page.open and not page.asks and 'url(' not in text
+    order = [text.index(x) for x in ('class="verdict"', '<figure>', '<table>', 'Every score')]
+    assert order==sorted(order)
+    words = ' '.join(page.text)
+    assert result['verdict']['sentence'] in words and 'nan' not in re.findall(r'\b\w+\b', words.lower()) and 'None' not in words
+
+
+def test_verdict_line(done):
+    run, result = done
+    line = verdict_line(run)
+    assert line.startswith('Verdict: rl_worse. ') and '\n' not in line and line==verdict_line(result)==verdict_line(run/'report'/'result.json')
+
+
+def test_analysis_again_gives_the_same_numbers_and_leaves_no_stale_figure(done, tmp_path):
+    run, result = done
+    (tmp_path/'figures').mkdir(); (tmp_path/'figures'/'over_starts.png').write_bytes(b'old')
+    shutil.copytree(run/'rl', tmp_path/'r'/'rl'); shutil.copytree(run/'sft', tmp_path/'r'/'sft'); shutil.copytree(run/'sft_plus', tmp_path/'r'/'sft_plus')
+    again = analyse(tmp_path/'r', tmp_path)
+    assert again['verdict']==result['verdict'] and not (tmp_path/'figures'/'over_starts.png').exists()
+
+
+def small(d, seeds=2, **kw): return fake_run(Path(d)/'r', seeds=seeds, **(SMALL | kw))
+
+
+def test_missing_arm_or_seed_names_the_folder(tmp_path):
+    run = small(tmp_path)
+    shutil.rmtree(run/'sft_plus'/'model-1.0'/'seed1')
+    with pytest.raises(UserError, match=r'sft_plus/model-1.0/seed1/arm.json is missing: run .*-p arm sft_plus -p seed 1'): summarise(run)
+    shutil.rmtree(run/'sft_plus')
+    with pytest.raises(UserError, match='sft_plus/model-1.0/seed0/arm.json is missing'): summarise(run)
+    with pytest.raises(UserError, match='seed7/arm.json is missing'): summarise(small(tmp_path/'b'), seeds=[0, 1, 7])
+    run = small(tmp_path/'c'); shutil.rmtree(run/'sft')
+    with pytest.raises(UserError, match='sft/model-1.0/seed0/arm.json is missing'): summarise(run)
+    with pytest.raises(UserError, match='no finished arm'): summarise(tmp_path/'nowhere')
+
+
+@pytest.mark.parametrize('change,said', [
+    (dict(sft_sha256='f'*64), 'sft_sha256'), (dict(eval_settings=dict(max_new=7)), 'eval_settings'), (dict(preset='d12'), 'preset'), (dict(task='gsm8k'), 'task'),
+    (dict(tokenizer_sha256='9'*64), 'tokenizer'), (dict(seed=5), 'seed 5'), (dict(arm='rl'), "arm 'rl'")])
+def test_what_does_not_belong_together_is_named(tmp_path, change, said):
+    run = small(tmp_path)
+    file = run/'sft_plus'/'model-1.0'/'seed1'/'arm.json'
+    edit(file, **change)
+    with pytest.raises(UserError, match=said) as e: summarise(run)
+    assert str(file) in str(e.value) and '\n' not in str(e.value)
+
+
+def test_budgets_that_do_not_match(tmp_path):
+    run = small(tmp_path)
+    file = run/'sft_plus'/'model-1.0'/'seed0'/'ledger.jsonl'
+    rewrite(file, lambda r: r | dict(flops_model=int(1.002*r['flops_model'])))
+    with pytest.raises(UserError, match=r'ledger.jsonl spent .*\+0.20 %') as e: summarise(run)
+    assert str(file) in str(e.value)
+    edit(file.parent/'arm.json', resolution=.01)        # a smoke run's smallest step
+    assert abs(summarise(run)['budget']['residual']-.002) < 1e-4
+
+
+def test_a_ledger_that_was_changed_is_refused(tmp_path):
+    run = small(tmp_path, seeds=1)
+    edit(run/'rl'/'model-1.0'/'seed0'/'arm.json', ledger=dict(sha256='0'*64, rows=1))
+    with pytest.raises(UserError, match='rl/model-1.0/seed0/ledger.jsonl is not the ledger'): summarise(run)
+
+
+def test_other_problems_and_damaged_items(tmp_path):
+    run = small(tmp_path)
+    items = run/'rl'/'model-1.0'/'seed1'/'items.jsonl'
+    rewrite(items, lambda r: None if r['id'].endswith('0003') else r)
+    with pytest.raises(UserError, match='answers other stories problems') as e: summarise(run)
+    assert 'items.jsonl' in str(e.value)
+    rewrite(items, lambda r: {k: v for k, v in r.items() if k!='parsed'})
+    with pytest.raises(UserError, match='lacks parsed'): summarise(run)
+    items.write_text('')
+    with pytest.raises(UserError, match='holds no rows'): summarise(run)
+
+
+def test_without_the_model_basis_there_is_no_verdict(tmp_path):
+    run = small(tmp_path, seeds=1)
+    shutil.rmtree(run/'sft_plus')
+    fake_arm(run, 'sft_plus', match_on='note', total=int(10**12*1.1/1.4), gain=.3, **SMALL)
+    edit(run/'sft_plus'/'note-1.0'/'seed0'/'arm.json', resolution=.01)
+    r = analyse(run)
+    assert r['verdict']['code']=='cannot_tell' and r['verdict']['difference'] is None and 'model FLOPs' in r['verdict']['reason']
+    assert r['budget']['match_on']=='note' and any('temperature' in x['what'] for x in r['tables']['also'])
+
+
+def test_a_basis_that_turns_the_answer_withholds_it(tmp_path):
+    kw = dict(items=500, samples=0, steps=8)
+    run = fake_run(tmp_path/'r', gains=(.1, .3), **kw)
+    fake_arm(run, 'sft_plus', match_on='note', total=int(10**12*1.1/1.4), gain=-.2, resolution=.01, **kw)
+    v = summarise(run)['verdict']
+    assert v['code']=='cannot_tell' and 'note' in v['reason']
+
+
+def test_no_signal_and_all_zero(tmp_path):
+    dead = analyse(small(tmp_path, seeds=1, zero_advantage=1.))
+    assert dead['verdict']['code']=='cannot_tell' and '100.0 %' in dead['verdict']['reason']
+    run = small(tmp_path/'zero', seeds=1)                # real GSM8K at CPU size: nothing is ever right
+    for f in run.rglob('items.jsonl'): rewrite(f, lambda r: r | dict(correct=False, parsed=False, pred=None, correct_last_number=False))
+    for f in run.rglob('metrics.jsonl'): rewrite(f, lambda r: {k: v for k, v in r.items() if k not in ('dev_accuracy', 'noise_scale')})
+    r = analyse(run)
+    assert r['verdict']['code']=='cannot_tell' and 'neither arm differs' in r['verdict']['reason'] and r['arms']['rl']['stories']['accuracy']==[0.]
+
+
+def test_only_greedy_and_no_dev(tmp_path):
+    run = small(tmp_path, seeds=1, samples=0)
+    for f in run.rglob('items.jsonl'): rewrite(f, lambda r: None if r['checkpoint']=='best_dev' else r)
+    r = analyse(run)
+    assert {'best-on-dev checkpoints', 'sampling at temperature 1'} <= set(r['not_run']) and not (run/'report'/'figures'/'more_tries.png').exists()
+
+
+def test_an_sft_checkpoint_per_seed_is_paired(tmp_path):
+    run = small(tmp_path, seeds=3)
+    for f in run.rglob('config.json'):
+        edit(f, vary='sft'); edit(f.parent/'arm.json', sft_sha256=str(read_json(f)['seed'])*64)
+    r = summarise(run)
+    assert r['provenance']['vary']=='sft' and r['sft_sha256']==['0'*64, '1'*64, '2'*64]
+    edit(run/'rl'/'model-1.0'/'seed1'/'arm.json', sft_sha256='2'*64)
+    with pytest.raises(UserError, match='seed1/arm.json'): summarise(run)
+
+
+def test_two_checkpoints_of_one_recipe_are_refused(tmp_path):
+    a, b = small(tmp_path/'a', seeds=1), fake_run(tmp_path/'b'/'r', sft_sha256='e'*64, **SMALL)
+    with pytest.raises(UserError, match='same SFT recipe'): summarise([a, b])
+
+
+def test_further_seeds_from_another_folder(tmp_path):
+    run = small(tmp_path, seeds=2)
+    other = tmp_path/'other'
+    for arm in ('sft', 'rl', 'sft_plus'): shutil.move(run/arm/'model-1.0'/'seed1', other/arm/'model-1.0'/'seed1')
+    assert summarise([run, other])['seeds']==[0, 1]
+
+
+def test_bad_parameters(tmp_path):
+    with pytest.raises(UserError, match='0.02 is two points'): analyse(tmp_path, margin=2)
+    with pytest.raises(UserError, match='no run folder'): analyse([])
+    with pytest.raises(UserError, match="'marign' is not known"): refuse_unknown(dict(marign=1), set(), ['margin'])
+
+
+def test_hostile_names_do_not_reach_the_page(tmp_path):
+    run = small(tmp_path, seeds=1)
+    for f in run.rglob('arm.json'): edit(f, not_run=['<script>alert(1)</script>'], git='<b>')
+    analyse(run)
+    assert '<script>' not in (run/'report'/'report.html').read_text()
+
+
+def test_notebook_by_papermill(tmp_path):
+    papermill = pytest.importorskip('papermill')
+    nb = Path(__file__).parent.parent/'nbs'/'analysis.ipynb'
+    assert list(papermill.inspect_notebook(nb))==['run_dirs', 'out', 'margin', 'budget', 'seeds', 'arms', 'tolerance']
+    run = small(tmp_path, seeds=1)
+    papermill.execute_notebook(nb, tmp_path/'OUT.ipynb', dict(run_dirs=str(run)), progress_bar=False)
+    assert (run/'report'/'result.json').exists() and 'Verdict: ' in (tmp_path/'OUT.ipynb').read_text()
+    with pytest.raises(Exception, match='marign'): papermill.execute_notebook(nb, tmp_path/'OUT.ipynb', dict(run_dirs=str(run), marign=.1), progress_bar=False)
+
+
+@pytest.mark.parametrize('width', [1366, 390])
+def test_rendered_in_a_browser(done, tmp_path, width):
+    "No content is wider than the screen. Narrow screens are shown in a frame, since a browser window cannot be that narrow."
+    chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if not chromium: pytest.skip('needs chromium')
+    run, _ = done
+    page = (run/'report'/'report.html').read_text()
+    (tmp_path/'page.html').write_text(page.replace('</body>', '<script>document.title=document.documentElement.scrollWidth+" "+document.querySelector(".verdict").getBoundingClientRect().bottom'
+                                                   '+" "+Math.min(...[...document.images].map(i=>i.getBoundingClientRect().width)); parent.document.title=document.title</script></body>'))
+    (tmp_path/'frame.html').write_text(f'<body style="margin:0"><iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe></body>')
+    flags = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --allow-file-access-from-files'
+    out = subprocess.run([chromium, *flags.split(), f'--user-data-dir={tmp_path/"profile"}', '--window-size=1400,900', '--virtual-time-budget=4000', '--dump-dom', (tmp_path/'frame.html').as_uri()],
+                         capture_output=True, text=True, timeout=90).stdout
+    wide, bottom, narrowest = map(float, re.search(r'<title>([\d.]+ [\d.]+ [\d.]+)</title>', out)[1].split())
+    assert wide <= width and bottom < 800 and narrowest > (330 if width==390 else 450)
