@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'HINTS', 'family_of', 'describe', 'rebuild', 'kind_of', 'stage_of', 'load_base', 'as_nanochat',
-           'export_model', 'model_card']
+           'export_model', 'model_card', 'export_arm', 'exp2_export']
 
-# %% ../nbs/07c_base.ipynb #ff9b0004
-import json, shutil
+# %% ../nbs/07c_base.ipynb #39d61cc8
+import json
 from dataclasses import asdict
 from pathlib import Path
 import torch
-from .config import ModelConfig, UserError, check_choice
+from fastcore.script import call_parse, store_true
+from .config import ModelConfig, UserError, check_choice, cli_errors
 from .tokenizer import Tokenizer
 from .model import Transformer
 from .nanochat import NanoChat, NanoConfig, build, find_checkpoint, fit, load_nanochat, save_nanochat, windows_of
@@ -145,3 +146,33 @@ def model_card(
     use = ('Load it with `transformers` (`AutoModelForCausalLM.from_pretrained`); the chat template opens the assistant\'s turn. The model may open `<|python_start|>`; a calculator\'s answer then goes between `<|output_start|>` and `<|output_end|>`.'
            if form=='hf' else 'In nanochat: `NANOCHAT_BASE_DIR=THIS_FOLDER python -m scripts.chat_cli -i rl`.')
     return '\n'.join(lines + ['', '## Use', '', use, ''])
+
+# %% ../nbs/07c_base.ipynb #894d3868
+def export_arm(
+    arm,                 # an arm's folder, such as out/tiny-stories/rl/model-1.0/seed0
+    out,                 # folder to make
+    to:str='',           # 'nanochat' or 'hf'; '': the form that the base came in
+    weights:str='weights'# which of the arm's: weights (the end of the budget) or best_dev
+)->Path:
+    "Export a trained arm with its model card. Raises `UserError` if the arm is not finished."
+    arm = Path(arm).resolve()
+    if not (arm/'arm.json').is_file(): raise UserError(f'{arm} is not a finished arm: there is no arm.json; give a folder such as out/tiny-stories/rl/model-1.0/seed0.')
+    said, model, tok, meta = json.loads((arm/'arm.json').read_text()), *load_base(arm/weights)
+    found = next((p for f in arm.parents if (p := f/'report'/'result.json').is_file()), None)
+    card = model_card(said, json.loads(found.read_text()) if found else None, meta.get('base', ''), 'hf' if family_of(model)=='llama' else 'nanochat')
+    return export_model(model, tok, out, to, said.get('steps') or 0, card)
+
+@call_parse
+@cli_errors
+def exp2_export(
+    arm:str,                # an arm's folder, such as out/tiny-stories/rl/model-1.0/seed0
+    out:str,                # folder to make
+    to:str='',              # nanochat or hf; default: the form that the base came in
+    weights:str='weights',  # weights (the end of the budget) or best_dev
+    json:store_true=False   # print JSON
+):
+    "Write a trained arm for nanochat, or for transformers, vLLM and lm-evaluation-harness, with a model card."
+    at = export_arm(arm, out, to, weights)
+    print(_as_json(dict(folder=str(at))) if json else f'written to {at}')
+
+def _as_json(x): return json.dumps(x)   # `json` is an option inside the function
