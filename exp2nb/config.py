@@ -167,7 +167,7 @@ class Config:
     sft_plus:SFTPlusConfig = SFTPlusConfig()
     eval:EvalConfig = EvalConfig()
 
-# %% ../nbs/00_config.ipynb #37d80742
+# %% ../nbs/00_config.ipynb #c75d96ba
 _full = dict(
     pretrain=PretrainConfig(tokens_per_param=20.), sft=SFTConfig(), rl=RLConfig(), sft_plus=SFTPlusConfig(), eval=EvalConfig(n_samples=4))
 
@@ -176,8 +176,8 @@ _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)
 _tiny = dict(
     model=ModelConfig(4, aspect=32, head_dim=32, vocab=640, context=256),
     pretrain=PretrainConfig(tokens_per_param=1., batch_tokens=4096, rates=_small_rates),
-    sft=SFTConfig(passes=1., batch_tokens=2560, rates=_small_rates),
-    rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192),
+    sft=SFTConfig(passes=1., batch_tokens=2560, micro_tokens=1280, rates=_small_rates),
+    rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=4096),
     sft_plus=SFTPlusConfig(batch_tokens=2560, rates=_small_rates.times(.5, .5, .5, .5)),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=4, max_new=96))
 
