@@ -7,7 +7,7 @@ __all__ = ['MAKERS', 'ARMS', 'MAY_DIFFER', 'arms_folder', 'arm_folder', 'base_fo
            'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
            'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch', 'worker']
 
-# %% ../nbs/17_arms.ipynb #553efa3a
+# %% ../nbs/17_arms.ipynb #e312ef48
 import copy, functools, json, re, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +22,10 @@ from .evaluate import evaluate, generated_items, kl_to, score_rows
 from .grpo import GRPO, preflight
 from .ledger import Budget, Ledger, budget_record, ledger_summary, load_budget, read_rows, totals
 from .model import Transformer
-from .store import Jsonl, RunLock, check_config, load_artifact, read_json, read_jsonl, weights_hash, write_json
+from .store import Interrupt, Jsonl, RunLock, check_config, load_artifact, read_json, read_jsonl, weights_hash, write_json
 from .tasks import make_task, pretrain_texts, sft_mixture, target_tasks, tokenizer_texts
 from .tokenizer import Tokenizer, train_tokenizer
-from .train import Amount, Conversations, Run, Supervised, Text
+from .train import Amount, Conversations, Run, Supervised, Text, positions, put_back
 from .base import load_base
 from .weights import save_model
 
@@ -320,7 +320,7 @@ def looker(self:Lab, folder, tok):
         return dict(dev_accuracy=acc)
     return look if len(dev) and not self.c.sft_checkpoint else None
 
-# %% ../nbs/17_arms.ipynb #f938ab39
+# %% ../nbs/17_arms.ipynb #e0760b0f
 def run_arm(
     c:Config,
     progress:bool=True
@@ -335,9 +335,10 @@ def run_arm(
         if (folder/'arm.json').exists():
             lab.say(f'{folder} is finished already: nothing is done again.')
             return read_json(folder/'arm.json')
-        stage = ARMS[c.arm].make(lab, model, tok, folder)
-        info = lab.train(stage, folder, tok) if stage else dict(steps=0, epochs=0., zero_advantage=None)
-        return lab.finish(folder, model, tok, sha, stage, info)
+        with Interrupt(f'the same command goes on from what is saved in {folder}.'):
+            stage = ARMS[c.arm].make(lab, model, tok, folder)
+            info = lab.train(stage, folder, tok) if stage else dict(steps=0, epochs=0., zero_advantage=None)
+            return lab.finish(folder, model, tok, sha, stage, info)
 
 # %% ../nbs/17_arms.ipynb #6c30eec9
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker')
@@ -348,44 +349,77 @@ def record(self:Lab, tok, sha)->dict:
     hashes = dict(tokenizer=tok.hash, base=self.base[2] if not self.c.sft_checkpoint else None, sft=sha, code=code_of(*MAKERS, 'grpo', 'engine', 'tasks', 'stories', 'evaluate'))
     return dict(asdict(self.c), hashes=hashes, versions=versions(), git=git_revision())
 
-# %% ../nbs/17_arms.ipynb #ff886c73
+# %% ../nbs/17_arms.ipynb #8b5d6841
 @patch
 def train(self:Lab, stage, folder, tok)->dict:
     "The arm's own training. Returns steps, epochs, and what RL saw."
     c, look, files = self.c, self.looker(folder, tok), [stage.rollouts] if isinstance(stage, GRPO) else []
-    if isinstance(stage, GRPO) and c.rl.preflight and parallel.world()==1 and not (folder/'preflight.json').exists():
-        said = preflight(stage, c.rl.preflight)
-        write_json(folder/'preflight.json', said)
-        self.say(f"Pre-flight on {c.rl.preflight} problems: {said['parsed']:.0%} of the answers parse, {said['reward']:.0%} are right. {said['said']}")
-    rows = [r for r in self.run(stage, folder, look=look, looks=c.eval.curve if look else 0, files=files) if r['step']>=0]
+    if (folder/'progress.json').exists():
+        stage.model.load_state_dict(load_artifact(folder/'weights')[0])
+        return read_json(folder/'progress.json')['info']
+    begin = self.try_first if isinstance(stage, GRPO) and c.rl.preflight and parallel.world()==1 else None
+    rows = [r for r in self.run(stage, folder, look=look, looks=c.eval.curve if look else 0, files=files, begin=begin) if r['step']>=0]
+    self.save(folder/'weights', stage.model, tok)
     zero = [r['zero_advantage'] for r in rows if 'zero_advantage' in r]
     epochs = stage.seen/len(stage.task) if isinstance(stage, GRPO) else stage.stream.passes
     return dict(steps=stage.n, epochs=epochs, zero_advantage=sum(zero)/len(zero) if zero else None)
 
-# %% ../nbs/17_arms.ipynb #0671da89
+@patch
+def try_first(self:Lab, stage):
+    "Sample a little before a long RL run, and say what to expect."
+    said = preflight(stage, self.c.rl.preflight)
+    write_json(stage.folder/'preflight.json', said)
+    self.say(f"Pre-flight on {self.c.rl.preflight} problems: {said['parsed']:.0%} of the answers parse, {said['reward']:.0%} are right. {said['said']}")
+
+# %% ../nbs/17_arms.ipynb #92bda184
 @patch
 def finish(self:Lab, folder, model, tok, sha, stage, info)->dict:
     "Evaluate the final and the best weights, and write arm.json: an arm is finished when it is there."
-    c = self.c
-    ledger = stage.ledger if stage else Ledger(folder/'ledger.jsonl', model.shape, c.task, parallel.rank())
-    items = Jsonl(folder/'items.jsonl') if parallel.rank()==0 else None
-    if items: items.truncate(0)
-    ledger.truncate(len([r for r in ledger.rows if r['stage']!='eval']))
-    if stage: self.save(folder/'weights', model, tok)
-    scores, not_run = self.scores(model, tok, 'end', items, ledger, self.tasks)
-    results = dict(end=scores)
-    if (folder/'best_dev').exists():
-        best = self.start[0]
-        best.load_state_dict(load_artifact(folder/'best_dev')[0])
-        results['best_dev'], _ = self.scores(best, tok, 'best_dev', items, ledger, {c.task: self.tasks[c.task]})
-    info |= dict(kl_to_sft=self.distance(model, tok) if stage else 0.)
+    ledger = stage.ledger if stage else Ledger(folder/'ledger.jsonl', model.shape, self.c.task, parallel.rank())
+    so_far = self.evaluated(folder, model, tok, ledger, info)
     parallel.barrier()
     if parallel.rank()==0:
         Ledger.merge(folder/'ledger.jsonl')
-        write_json(folder/'samples.json', self.samples(model, tok))
-        write_json(folder/'arm.json', self.summary(folder, model, tok, sha, info, results, not_run))
+        write_json(folder/'arm.json', self.summary(folder, model, tok, sha, so_far['info'], so_far['scores'], so_far['not_run']))
     parallel.barrier()
     return read_json(folder/'arm.json')
+
+# %% ../nbs/17_arms.ipynb #4f597e55
+@patch
+def evaluated(self:Lab, folder, model, tok, ledger, info)->dict:  # info, scores, not_run
+    "Score the final weights on all tasks and the best on dev on the target, from wherever that stands."
+    path, items = folder/'progress.json', Jsonl(folder/'items.jsonl') if parallel.rank()==0 else None
+    files = [ledger, items] if items else [ledger]
+    def keep():
+        so_far['where'] = positions(files)
+        if parallel.rank()==0: write_json(path, so_far)
+        parallel.barrier()
+    so_far = read_json(path) if path.exists() else dict(info=info, scores={}, not_run={}, complete=False)
+    if so_far['complete']: return so_far
+    if 'where' in so_far: put_back(files, so_far['where'])
+    else:
+        if items: items.truncate(0)
+        keep()
+    for label,weights,name in self.to_score(folder, model):
+        if name in so_far['scores'].get(label, {}) or name in so_far['not_run']: continue
+        scores, not_run = self.scores(weights(), tok, label, items, ledger, {name: self.tasks[name]})
+        so_far['scores'].setdefault(label, {}).update(scores); so_far['not_run'].update(not_run)
+        keep()
+    so_far['info'] |= dict(kl_to_sft=self.distance(model, tok) if info['steps'] else 0.)
+    if parallel.rank()==0: write_json(folder/'samples.json', self.samples(model, tok))
+    so_far['complete'] = True
+    keep()
+    return so_far
+
+@patch
+def to_score(self:Lab, folder, model)->list:
+    "What is evaluated: (label, function that gives the model, name of the task)."
+    @functools.cache
+    def best():
+        m = self.start[0]
+        m.load_state_dict(load_artifact(folder/'best_dev')[0])
+        return m
+    return [('end', lambda: model, name) for name in self.tasks] + ([('best_dev', best, self.c.task)] if (folder/'best_dev').exists() else [])
 
 # %% ../nbs/17_arms.ipynb #7a451050
 @patch

@@ -125,7 +125,7 @@ def timed(self:Ledger, stage:str, step:int):
     yield cost
     _wait(); self.add(stage, step, time.perf_counter()-start, **cost)
 
-# %% ../nbs/09_ledger.ipynb #a567d498
+# %% ../nbs/09_ledger.ipynb #64daa462
 @patch
 def truncate(self:Ledger,
     rows:int,    # rows to keep, as the checkpoint remembers
@@ -134,6 +134,9 @@ def truncate(self:Ledger,
     "Forget the rows after the checkpoint. Raises `UserError` if they are not those that were written."
     self.file.truncate(rows, sha256)
     self.rows = self.rows[:rows]
+
+@patch(as_prop=True)
+def position(self:Ledger)->dict: "Where the file stands, as `truncate` takes it."; return self.file.position
 
 # %% ../nbs/09_ledger.ipynb #d634a49e
 @patch(cls_method=True)

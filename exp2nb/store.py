@@ -404,13 +404,16 @@ def check_config(
         raise UserError(f"{path} was written by a run with other settings ({'; '.join(bad)}): give the same ones, or choose another run_dir.")
     return allowed
 
-# %% ../nbs/12_store.ipynb #67f95001
+# %% ../nbs/12_store.ipynb #59f38f73
 class Interrupted(Exception):
     "A run that was asked to stop has saved its state and stopped."
 
 class Interrupt:
     "While this context is open, SIGTERM and SIGINT set `requested` (the signal's name) instead of killing."
     requested = ''
+    def __init__(self,
+        at_once:str='',  # raise `Interrupted` with this sentence right away, instead of waiting to be asked
+    ): self.at_once = at_once
 
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
@@ -420,6 +423,7 @@ class Interrupt:
     def _note(self, number, frame):
         if self.requested=='SIGINT' and number==signal.SIGINT: raise KeyboardInterrupt
         self.requested = signal.Signals(number).name
+        if self.at_once: raise Interrupted(f'{self.requested}: {self.at_once}')
 
     def __exit__(self, *args):
         for s,handler in self.old.items(): signal.signal(s, signal.SIG_DFL if handler is None else handler)

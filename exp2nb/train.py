@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'supervised_loss', 'micro_batches', 'Noise', 'grad_sq',
-           'check_finite', 'Supervised', 'spent_row', 'Run']
+           'check_finite', 'Supervised', 'spent_row', 'Run', 'positions', 'put_back']
 
 # %% ../nbs/13_train.ipynb #2b4bbc7f
 import json, math, time
@@ -301,7 +301,7 @@ def spent_row(
     seconds = parallel.from_main(sum(r['seconds'] for r in rows if r['stage'] not in ('eval', 'select', 'preflight')))
     return dict(zip(cols, map(int, sums))) | dict(seconds=seconds)
 
-# %% ../nbs/13_train.ipynb #79e1d116
+# %% ../nbs/13_train.ipynb #a5480107
 class Run:
     "A stage in its folder: metrics, ledger and checkpoints that agree with each other after any kill."
     def __init__(self,
@@ -310,20 +310,36 @@ class Run:
         look=None,       # function(stage) → dict of dev scores, called along the way
         looks:int=0,     # how often, evenly over the clock, the last at its end
         files=(),        # other `Jsonl` files that the stage writes, put back to their position on resume
+        begin=None,      # function(stage), called before the first step of a run that has no checkpoint yet
         save_seconds:float=60.
     ):
-        self.stage, self.folder, self.look, self.looks = stage, Path(folder), look, looks
+        self.stage, self.folder, self.look, self.looks, self.begin = stage, Path(folder), look, looks, begin
         stage.folder = self.folder
         self.metrics = Jsonl(self.folder/(f'metrics.jsonl' if parallel.rank()==0 else f'.metrics.rank{parallel.rank()}.jsonl'))
-        self.files, self.timer, self.looked, self.best = [self.metrics, *files], SaveTimer(save_seconds), 0, None
+        self.files, self.timer, self.looked, self.best = [stage.ledger, self.metrics, *files], SaveTimer(save_seconds), 0, None
         self.extra = {}   # what the looks want to keep, e.g. the best weights
 
-# %% ../nbs/13_train.ipynb #7238d9b9
+# %% ../nbs/13_train.ipynb #90554bd6
+def positions(
+    files    # this process's `Jsonl` files and ledger
+)->list:     # per process, per file
+    "Where everybody's files stand, on the disk."
+    mine = [[f.position for f in files]]
+    return parallel.gather(mine) if parallel.world() > 1 else mine
+
+def put_back(
+    files,   # this process's
+    where    # from `positions`
+):
+    "Forget what was written since; a process that was not there yet begins with empty files."
+    mine = where[parallel.rank()] if parallel.rank() < len(where) else [dict(rows=0)]*len(files)
+    for f,p in zip(files, mine, strict=True): f.truncate(**p)
+
+# %% ../nbs/13_train.ipynb #defb3d5a
 @patch
 def save(self:Run):
-    "Save everything. With several processes each first says where its own files stand."
-    where = [dict(ledger=len(self.stage.ledger), files=[f.position for f in self.files])]
-    if parallel.world() > 1: where = parallel.gather(where)
+    "Save everything."
+    where = positions(self.files)
     if parallel.rank()==0:
         state = dict(model=self.stage.model.state_dict(), stage=self.stage.state_dict(), where=where, looked=self.looked, best=self.best, extra=self.extra)
         save_checkpoint(self.folder, self.stage.n, state)
@@ -337,16 +353,15 @@ def restore(self:Run)->bool:
         s = found[1]
         self.stage.model.load_state_dict(s['model']); self.stage.load_state_dict(s['stage'])
         self.looked, self.best, self.extra = s['looked'], s['best'], s['extra']
-    mine = found[1]['where'][parallel.rank()] if found and parallel.rank() < len(found[1]['where']) else dict(ledger=0, files=[dict(rows=0)]*len(self.files))
-    self.stage.ledger.truncate(mine['ledger'])
-    for f,p in zip(self.files, mine['files']): f.truncate(**p)
+    put_back(self.files, s['where'] if found else [])
     return bool(found)
 
-# %% ../nbs/13_train.ipynb #95c52d36
+# %% ../nbs/13_train.ipynb #9f8e634f
 @patch
 def go(self:Run, progress=True)->list:   # the rows of metrics
     "Run the stage to its end. Raises `Interrupted` after saving if the process was asked to stop."
     if self.restore(): print(f'{self.folder}: going on after step {self.stage.n}.')
+    elif self.begin: self.begin(self.stage)
     bar = tqdm(total=1000, initial=int(1000*self.stage.clock.fraction), desc=self.stage.name, disable=not progress or parallel.rank()>0,
                bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}', mininterval=2)
     with Interrupt() as stop, bar:
