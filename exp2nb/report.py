@@ -238,7 +238,7 @@ def amount(x, basis='model'):
     n = int(np.floor(np.log10(x)))
     return f'{x/10**n:.2f} × 10'+str(n).translate(str.maketrans('0123456789','⁰¹²³⁴⁵⁶⁷⁸⁹'))
 
-# %% ../nbs/19_report.ipynb #5631eb64
+# %% ../nbs/19_report.ipynb #f5e76b71
 CSS = """
 :root{--ink:#1b1b1b;--soft:#595959;--line:#dcdcdc;--wash:#f6f6f4}
 *{box-sizing:border-box} body{margin:0 auto;max-width:1240px;padding:14px 18px 60px;font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:var(--ink);background:#fff}
@@ -249,7 +249,7 @@ h1{font-size:1.45rem;line-height:1.2;margin:.1em 0 .2em} h2{font-size:1.2rem;mar
 .lede{max-width:none} .first{grid-template-columns:minmax(0,1.05fr) minmax(0,1fr)} .first img{max-width:600px} .scroll{overflow-x:auto;margin:.4em 0 1em}
 table{border-collapse:collapse;font-size:.9rem;width:100%} caption{text-align:left;padding:.2em 0} th,td{padding:.28em .6em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{font-weight:600} td.n{font-variant-numeric:tabular-nums;white-space:nowrap} ul{padding-left:1.2em;margin:.4em 0;max-width:76ch} code{font-size:.86em;overflow-wrap:anywhere}
-@media(max-width:820px){body{padding:10px 12px 40px;font-size:15px}.two,.first{grid-template-columns:minmax(0,1fr)} table{font-size:.84rem} th,td{padding:.25em .4em} h1{font-size:1.25rem}}
+@media(max-width:820px){.first td.n{white-space:normal}body{padding:10px 12px 40px;font-size:15px}.two,.first{grid-template-columns:minmax(0,1fr)} table{font-size:.84rem} th,td{padding:.25em .4em} h1{font-size:1.25rem}}
 """
 TONES = dict(rl_better=COLOURS['rl'], rl_worse='#9a4a00', equivalent='#00674c', cannot_tell='#595959')
 SAYS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equivalent', cannot_tell='cannot tell')
