@@ -254,7 +254,7 @@ th{font-weight:600} td.n{font-variant-numeric:tabular-nums;white-space:nowrap} u
 TONES = dict(rl_better=COLOURS['rl'], rl_worse='#9a4a00', equivalent='#00674c', cannot_tell='#595959')
 SAYS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equivalent', cannot_tell='cannot tell')
 
-# %% ../nbs/19_report.ipynb #0582e577
+# %% ../nbs/19_report.ipynb #831831c7
 def html_verdict(result):
     v = result['verdict']
     lines = [f'<p><span class="code" style="background:{TONES[v["code"]]}">{SAYS[v["code"]]}</span></p>', f'<p class="say">{E(v["sentence"])}</p>']
@@ -269,9 +269,9 @@ def html_budget(result):
     score = lambda a: result['arms'].get(a,{}).get(target)
     rows = [[label(a), amount(b[a], on) if a in b else '–', f"{b['steps'][a]:,.0f}" if a in b['steps'] else '–', f"{b['epochs'][a]:.2f}" if a in b['epochs'] else '–',
              f"{percent(s['mean'])} ({percent(s['interval'][0])} to {percent(s['interval'][1])})" if (s:=score(a)) else '–'] for a in ('sft','rl','sft_plus')]
-    many = len(result['seeds'])>1
+    many, off = len(result['seeds'])>1, f"{100*b['residual']:+.3f}".replace('-','−')
     z = [x for x in result['zero_advantage'] if x is not None]
-    notes = [f"Budgets matched on the {on} basis; largest residual {100*b['residual']:+.3f} %{', totals are means over seeds' if many else ''}."]
+    notes = [f"Budgets matched on the {on} basis; largest residual {off} %{', totals are means over seeds' if many else ''}."]
     if result['verdict'].get('premise'): notes.append(f"Did either arm move? {result['verdict']['premise']['said']}.")
     if z: notes.append(f"Groups without signal in RL: {', '.join(percent(x,0)+' %' for x in z)}{' (per seed)' if many else ''}.")
     return html_table(rows, ['arm','spent after SFT' if on=='seconds' else 'FLOPs after SFT','steps','epochs','accuracy, % (95 %)']) + ''.join(f'<p class="small">{E(n)}</p>' for n in notes)
