@@ -5,34 +5,27 @@
 # %% auto #0
 __all__ = ['save_model', 'load_model']
 
-# %% ../nbs/12a_weights.ipynb #9ee2d1db
-from dataclasses import asdict
-from pathlib import Path
-from .config import ModelConfig, UserError
-from .model import Transformer
+# %% ../nbs/12a_weights.ipynb #73760bab
+from .base import describe, rebuild
 from .store import load_artifact, save_artifact, weights_hash
-from .tokenizer import Tokenizer
 
-# %% ../nbs/12a_weights.ipynb #42c6cafe
+# %% ../nbs/12a_weights.ipynb #c254989d
 def save_model(
     folder,   # the folder to make or replace
     model,    # of any family
     tok,      # its tokenizer
     **facts   # whatever else should travel with it (JSON)
 )->str:       # hash of the weights
-    "Save a model with its configuration and tokenizer; of another family's, `facts` say which base they complete."
+    "Save a model with its configuration and tokenizer."
     tensors = model.state_dict()
-    own = dict(family='exp2nb', config=asdict(model.config), tokenizer=tok.to_dict()) if isinstance(model, Transformer) else dict(family=type(model).__name__)
-    save_artifact(folder, tensors, own | facts)
+    save_artifact(folder, tensors, describe(model, tok) | facts)
     return weights_hash(tensors)
 
 def load_model(
     folder,        # made by `save_model`
     device='cpu'
 )->tuple:          # model, tokenizer, facts
-    "Load what `save_model` saved. Raises `UserError` naming the bad file, or if it is not of our family."
+    "Load what `save_model` saved. Raises `UserError` naming the bad file."
     tensors, meta = load_artifact(folder)
-    if meta.get('family')!='exp2nb': raise UserError(f"{folder} holds weights of family {meta.get('family')!r}, not of this project: give it as base.")
-    model = Transformer(ModelConfig(**meta['config']))
-    model.load_state_dict(tensors)
-    return model.to(device), Tokenizer.from_dict(meta['tokenizer']), meta
+    model, tok = rebuild(meta, tensors, folder)
+    return model.to(device), tok, meta
