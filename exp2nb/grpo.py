@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 'policy_loss', 'policy_micro_batches', 'GRPO',
-           'summary', 'preflight', 'off_policy_gap']
+           'summary', 'off_policy_gap', 'preflight']
 
 # %% ../nbs/14_grpo.ipynb #579c187d
 import json, math, time
@@ -246,7 +246,19 @@ def summary(groups)->dict:
     return dict(reward=reward/n, zero_advantage=dead/problems, completion_tokens=length/n, parsed=parsed/n, stopped=stopped/n, calculator=calls/n,
                 entropy=surprise/max(tokens, 1))
 
-# %% ../nbs/14_grpo.ipynb #29cd906f
+# %% ../nbs/14_grpo.ipynb #63868e24
+@torch.no_grad()
+def off_policy_gap(
+    model, groups,   # list of (prompt ids, samples, weights)
+    top_k:int,
+    temperature:float=1.
+)->float:            # mean of log q − log p, in nats per sampled token
+    "How much likelier the sampled tokens were under the top-k distribution q than the full softmax p says."
+    ids,seg,where,targets,_ = policy_batch(groups, model.shape, next(model.parameters()).device)
+    logits = model.logits(model.hidden(ids, seg.pos, seg)[where])
+    return (logprobs_of(logits, targets, top_k, temperature) - logprobs_of(logits, targets, 0, temperature)).mean().item()
+
+# %% ../nbs/14_grpo.ipynb #b2d6e3ac
 def preflight(
     stage:GRPO,
     prompts:int=32   # problems to try
@@ -264,17 +276,6 @@ def preflight(
     alive = 1-s['zero_advantage']
     said = ('No group has both right and wrong answers: RL has nothing to learn from here. Try an easier task, more SFT or a larger model.' if alive==0 else
             f'Only {alive:.0%} of the groups have signal: expect slow learning.' if alive < .1 else f'{alive:.0%} of the groups have signal.')
+    gap = off_policy_gap(stage.model, [(g.prompt, g.samples, g.advantages) for g in groups[:8]], stage.rl.top_k, stage.rl.temperature)
     shown = [dict(problem=g.problem, reward=g.rewards[0], text=stage.tok.decode(g.samples[0].tokens)) for g in groups[:4]]
-    return dict(s, signal=alive, said=said, samples=shown)
-
-# %% ../nbs/14_grpo.ipynb #63868e24
-@torch.no_grad()
-def off_policy_gap(
-    model, groups,   # list of (prompt ids, samples, weights)
-    top_k:int,
-    temperature:float=1.
-)->float:            # mean of log q − log p, in nats per sampled token
-    "How much likelier the sampled tokens were under the top-k distribution q than the full softmax p says."
-    ids,seg,where,targets,_ = policy_batch(groups, model.shape, next(model.parameters()).device)
-    logits = model.logits(model.hidden(ids, seg.pos, seg)[where])
-    return (logprobs_of(logits, targets, top_k, temperature) - logprobs_of(logits, targets, 0, temperature)).mean().item()
+    return dict(s, signal=alive, off_policy_gap=gap, said=said, samples=shown)
