@@ -349,7 +349,7 @@ def record(self:Lab, tok, sha)->dict:
     hashes = dict(tokenizer=tok.hash, base=self.base[2] if not self.c.sft_checkpoint else None, sft=sha, code=code_of(*MAKERS, 'grpo', 'engine', 'tasks', 'stories', 'evaluate'))
     return dict(asdict(self.c), hashes=hashes, versions=versions(), git=git_revision())
 
-# %% ../nbs/17_arms.ipynb #8e1f0863
+# %% ../nbs/17_arms.ipynb #c79fe242
 @patch
 def train(self:Lab, stage, folder, tok)->dict:
     "The arm's own training. Returns steps, epochs, and what RL saw."
@@ -370,7 +370,7 @@ def try_first(self:Lab, stage):
     said = preflight(stage, self.c.rl.preflight)
     write_json(stage.folder/'preflight.json', said)
     self.say(f"Pre-flight on {self.c.rl.preflight} problems: {said['parsed']:.0%} of the answers parse, {said['reward']:.0%} are right. {said['said']} "
-                 f"Top-{c.rl.top_k} sampling draws a token {said['off_policy_gap']:.4f} nats likelier than the full softmax says.")
+                 f"Top-{self.c.rl.top_k} sampling draws a token {said['off_policy_gap']:.4f} nats likelier than the full softmax says.")
 
 # %% ../nbs/17_arms.ipynb #92bda184
 @patch
