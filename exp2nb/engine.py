@@ -17,19 +17,21 @@ from .protocol import Shape, Segments
 from .flops import Work, rollout_cost
 from .calculator import calculate
 
-# %% ../nbs/10_engine.ipynb #f2ca649d
+# %% ../nbs/10_engine.ipynb #9957d2d4
 def pick(
     logits,              # (R, vocabulary) float32
     u,                   # (R,) uniform in [0, 1)
     temperature:float=1.,# 0: the best token
     top_k:int=50,        # sample among this many; 0: all
-    logprob:str='full'   # log-probability under the 'full' softmax, or under the 'sampled' (top-k) distribution
+    logprob:str='full',  # log-probability under the 'full' softmax, or under the 'sampled' (top-k) distribution
+    vocab:int=None       # only ids below this may be picked: a model's padding is never said
 ):                       # ids (R,) and log-probabilities (R,)
     "Sample one token a row. Log-probabilities are at `temperature`; greedy ones are those of the full softmax at 1."
-    if temperature==0: ids = logits.argmax(-1, keepdim=True); return ids[:,0], logits.log_softmax(-1).gather(-1, ids)[:,0]
+    if temperature==0: ids = logits[:,:vocab].argmax(-1, keepdim=True); return ids[:,0], logits.log_softmax(-1).gather(-1, ids)[:,0]
     if temperature!=1: logits = logits/temperature
-    k = min(top_k or logits.shape[-1], logits.shape[-1])
-    ids = logits.topk(k, sorted=False).indices.sort(-1).values
+    real = logits[:,:vocab]
+    k = min(top_k or real.shape[-1], real.shape[-1])
+    ids = real.topk(k, sorted=False).indices.sort(-1).values
     kept = logits.gather(-1, ids)
     upto = kept.softmax(-1).cumsum(-1)
     j = (upto <= u[:,None]*upto[:,-1:]).sum(-1, keepdim=True).clamp(max=k-1)
@@ -291,7 +293,7 @@ def once(cache:dict, key, make):
     if key not in cache: cache[key] = make()
     return cache[key]
 
-# %% ../nbs/10_engine.ipynb #c8ac2553
+# %% ../nbs/10_engine.ipynb #5f395c04
 @patch
 def attend(self:Decode, layer, q, k, v):
     "One step's attention: q (R, heads, head_dim), k and v (R, kv_heads, head_dim) → (R, heads, head_dim)."
@@ -323,7 +325,7 @@ def blend(p, vs):
     "p @ v, with v's rows in several blocks."
     out, n = None, vs[0].shape[-2]
     for w,v in zip(p.to(vs[0].dtype).flatten(0, 1).split(n, -1), vs, strict=True):
-        out = torch.bmm(w, v.flatten(0, 1)) if out is None else out.baddbmm_(w, v.flatten(0, 1))
+        out = torch.bmm(w, v.flatten(0, 1)) if out is None else torch.baddbmm(out, w, v.flatten(0, 1))
     return out.unflatten(0, p.shape[:2])
 
 @patch
@@ -445,7 +447,7 @@ def run(self:Rollout):
         self.admit()
         if self.live: self.step()
 
-# %% ../nbs/10_engine.ipynb #5d8104f9
+# %% ../nbs/10_engine.ipynb #2792eb90
 @torch.no_grad()
 def generate(
     model,                # a model of the protocol
@@ -471,7 +473,7 @@ def generate(
     if all_rows:
         weight = next(model.parameters())
         waiting = sorted(all_rows, key=lambda r: -len(prompts[r.out.prompt]))
-        run = Rollout(model, prompts, waiting, rows, lambda l,u: pick(l, u, temperature, top_k, logprob), dtype or weight.dtype, progress)
+        run = Rollout(model, prompts, waiting, rows, lambda l,u: pick(l, u, temperature, top_k, logprob, tok.vocab_size if tok else None), dtype or weight.dtype, progress)
         with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype is not None and dtype!=weight.dtype): run.run()
     samples = [r.out for r in all_rows]
     new = [[len(s.tokens) for s in samples[p*n:p*n+n]] for p in range(len(prompts))]
