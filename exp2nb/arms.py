@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAKERS', 'ARMS', 'MAY_DIFFER', 'arms_folder', 'arm_folder', 'base_folder', 'sft_folder', 'code_of', 'reuse', 'Lab',
-           'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
-           'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch', 'worker']
+           'alone', 'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
+           'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch']
 
-# %% ../nbs/17_arms.ipynb #e312ef48
+# %% ../nbs/17_arms.ipynb #0deb4ced
 import copy, functools, json, re, time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
@@ -22,10 +22,10 @@ from .evaluate import evaluate, generated_items, kl_to, score_rows
 from .grpo import GRPO, preflight
 from .ledger import Budget, Ledger, budget_record, ledger_summary, load_budget, read_rows, totals
 from .model import Transformer
-from .store import Interrupt, Jsonl, RunLock, check_config, load_artifact, read_json, read_jsonl, weights_hash, write_json
-from .tasks import make_task, pretrain_texts, sft_mixture, target_tasks, tokenizer_texts
+from .store import Interrupt, Interrupted, Jsonl, RunLock, check_config, load_artifact, read_json, read_jsonl, weights_hash, write_json
+from .tasks import make_task, pretrain_texts, sft_mixture, spelling_words, target_tasks, tokenizer_texts
 from .tokenizer import Tokenizer, train_tokenizer
-from .train import Amount, Conversations, Run, Supervised, Text, positions, put_back
+from .train import Amount, Conversations, Run, Supervised, Text, collect, positions, put_back
 from .base import load_base
 from .weights import save_model
 
@@ -74,13 +74,13 @@ def _differs(was, now, keys):
         else: out.append(f'{k}: {say(a)} there, {say(b)} here')
     return '; '.join(out)
 
-# %% ../nbs/17_arms.ipynb #7afc7b98
+# %% ../nbs/17_arms.ipynb #4c279611
 class Lab:
     "Everything that the arms of one configuration stand on."
     def __init__(self, c:Config, progress:bool=True):
         check_choice('arm', c.arm, list(ARMS))
         self.c, self.progress, self.device, self.dtype = c, progress and parallel.rank()==0, device_of(c), dtype_of(c)
-        if parallel.world() > 1 and self.device=='cuda': self.device = f'cuda:{torch.cuda.current_device()}'
+        if parallel.world() > 1 and self.device.startswith('cuda'): self.device = f'cuda:{torch.cuda.current_device()}'
 
     @functools.cached_property
     def problems(self): "The target's three tasks (train, dev, test), no problem in two of them."; return target_tasks(self.c)
@@ -88,6 +88,12 @@ class Lab:
     def mixture(self): "Conversations of the SFT stage, by index."; return sft_mixture(self.c, target=self.problems[0])
     @functools.cached_property
     def sft_conversations(self): train = self.problems[0]; return [train.conversation(train[i]) for i in range(len(train))]
+
+    @functools.cached_property
+    def data_hash(self):
+        "Identity of the data: every target problem, the spelling words, and the size of each source of the mixture."
+        rows = [[(p.question, p.answer) for p in task] for task in self.problems]
+        return sha256_of(dict(target=rows, words=list(spelling_words('train', self.c.data_dir)), mixture=self.mixture.counts))
 
     @functools.cached_property
     def tasks(self):
@@ -102,7 +108,24 @@ class Lab:
         if parallel.rank()==0: print(text, flush=True)
     def run(self, stage, folder, **kw): return Run(stage, folder, **kw).go(progress=self.progress)
 
-# %% ../nbs/17_arms.ipynb #d73bdc9a
+# %% ../nbs/17_arms.ipynb #4c987173
+@contextmanager
+def alone(
+    folder,       # to own
+    wait:float=0  # seconds to wait for its present owner
+):
+    "One writer per folder, whatever the number of its processes. Raises `UserError`, in all of them, naming the writer if there is one."
+    lock, until = RunLock(folder, min(wait, 60)), time.monotonic()+wait
+    def taken():
+        try: lock.__enter__()
+        except UserError:
+            if time.monotonic() < until: return True
+            raise
+    while parallel.on_main(taken): pass
+    try: yield
+    finally: lock.__exit__()
+
+# %% ../nbs/17_arms.ipynb #40418a0d
 @patch
 def shared(self:Lab,
     folder,       # of the piece
@@ -111,30 +134,28 @@ def shared(self:Lab,
 )->dict:          # the piece's record
     "Make a shared piece unless it is there."
     folder = Path(folder)
-    with RunLock(folder, wait=24*3600) if parallel.rank()==0 else nullcontext():
-        if not parallel.from_main(reuse(folder, made_of) if parallel.rank()==0 else None):
+    with alone(folder, wait=24*3600):
+        if not parallel.on_main(lambda: reuse(folder, made_of)):
             began = time.time()
             self.say(f'Making {folder}, which all arms share.')
             if parallel.rank()==0 and not (folder/'config.json').exists(): write_json(folder/'config.json', dict(made_of, versions=versions(), git=git_revision()))
             facts = make(folder)
             if parallel.rank()==0: write_json(folder/'record.json', dict(made_of=made_of, seconds=time.time()-began, versions=versions(), git=git_revision(), **facts))
-            parallel.barrier()
-    return read_json(folder/'record.json')
+    return parallel.on_main(lambda: read_json(folder/'record.json'))
 
-# %% ../nbs/17_arms.ipynb #e4d3b735
+# %% ../nbs/17_arms.ipynb #a2e2a72f
 @patch
 def make_tokenizer(self:Lab):
     "The tokenizer of the run folder."
     folder, c = run_folder(self.c), self.c
     made_of = dict(task=c.task, vocab=c.model.vocab, dev=c.dev, n_train=c.n_train, code=code_of('tokenizer', 'stories', 'tasks', 'data'))
     path = folder/'tokenizer.json'
-    if parallel.rank()==0:
-        with RunLock(folder/'tokenizer', wait=3600):
-            if not reuse(folder/'tokenizer', made_of) or not path.exists():
-                tok = train_tokenizer(tokenizer_texts(c, self.problems[0]), c.model.vocab)
-                tok.save(path)
-                write_json(folder/'tokenizer'/'record.json', dict(made_of=made_of, sha256=tok.hash))
-    parallel.barrier()
+    def make():
+        if reuse(folder/'tokenizer', made_of) and path.exists(): return
+        tok = train_tokenizer(tokenizer_texts(c, self.problems[0]), c.model.vocab)
+        tok.save(path)
+        write_json(folder/'tokenizer'/'record.json', dict(made_of=made_of, sha256=tok.hash))
+    with alone(folder/'tokenizer', wait=3600): parallel.on_main(make)
     return Tokenizer.load(path)
 
 # %% ../nbs/17_arms.ipynb #76c07439
@@ -174,7 +195,7 @@ def base(self:Lab):
     if not hasattr(self, '_base'): self._base = self.make_base()
     return self._base
 
-# %% ../nbs/17_arms.ipynb #3c4b23c7
+# %% ../nbs/17_arms.ipynb #eb83b35e
 @patch
 def make_sft(self:Lab):
     "SFT model, tokenizer and hash: given, or trained here from the base."
@@ -184,7 +205,7 @@ def make_sft(self:Lab):
         return model.to(self.device), tok, weights_hash(model.state_dict())
     base, tok, base_sha = self.base
     passes, seed = c.sft_passes or c.sft.passes, c.seed if c.vary in ('sft', 'base') else 0
-    made_of = dict(base=base_sha, sft=asdict(c.sft), passes=passes, seed=seed, dev=c.dev, n_train=c.n_train, dtype=str(self.dtype), task=c.task, code=code_of(*MAKERS, 'tasks', 'stories', 'tokenizer'))
+    made_of = dict(base=base_sha, sft=asdict(c.sft), passes=passes, seed=seed, data=self.data_hash, dtype=str(self.dtype), task=c.task, code=code_of(*MAKERS, 'tasks', 'stories', 'tokenizer'))
     def make(folder):
         stage = self.supervised('sft', base, tok, self.mixture, Amount(passes*len(self.mixture), 'conversations'), folder, c.sft, c.sft.decay, seed)
         rows = self.run(stage, folder)
@@ -228,7 +249,7 @@ def arm(name, says, matched=True):
 @arm('sft', 'base → SFT: the common starting point', matched=False)
 def sft_arm(lab, model, tok, folder): return None
 
-# %% ../nbs/17_arms.ipynb #6f3f69c2
+# %% ../nbs/17_arms.ipynb #4184a0e8
 def rl_steps(c:Config, n:int)->int:
     "Steps of the RL arm: as configured, or one pass over `n` problems, times the budget."
     return max(1, round((c.rl.steps or max(1, n//c.rl.problems))*c.budget))
@@ -241,9 +262,9 @@ def rl_arm(lab, model, tok, folder, **kw):
 @patch
 def grpo(self:Lab, model, tok, folder, clock, **kw):
     "A GRPO stage in `folder`."
-    task, name = self.problems[0], 'rollouts.jsonl' if parallel.rank()==0 else f'.rollouts.rank{parallel.rank()}.jsonl'
+    task, kept = self.problems[0], Jsonl(Path(folder)/'rollouts.jsonl') if parallel.rank()==0 else None
     return GRPO(model, tok, task, lambda p: tok.render_prompt(task.conversation(p)), self.c.rl, clock, Ledger(Path(folder)/'ledger.jsonl', model.shape, self.c.task, parallel.rank()),
-                self.c.seed, rollouts=Jsonl(Path(folder)/name), dtype=self.dtype, **kw)
+                self.c.seed, rollouts=kept, dtype=self.dtype, **kw)
 
 # %% ../nbs/17_arms.ipynb #2e7dff8d
 @arm('sft_plus', 'base → SFT → more SFT on the target problems, to the RL arm\'s FLOPs')
@@ -320,7 +341,7 @@ def looker(self:Lab, folder, tok):
         return dict(dev_accuracy=acc)
     return look if len(dev) and not self.c.sft_checkpoint else None
 
-# %% ../nbs/17_arms.ipynb #e0760b0f
+# %% ../nbs/17_arms.ipynb #8c0275d6
 def run_arm(
     c:Config,
     progress:bool=True
@@ -329,35 +350,34 @@ def run_arm(
     lab = Lab(c, progress)
     folder = arm_folder(c)
     model, tok, sha = lab.start
-    with RunLock(folder) if parallel.rank()==0 else nullcontext():
-        if parallel.rank()==0: check_config(folder, lab.record(tok, sha), MAY_DIFFER)
-        parallel.barrier()
-        if (folder/'arm.json').exists():
+    with alone(folder):
+        parallel.on_main(lambda: check_config(folder, lab.record(tok, sha), MAY_DIFFER))
+        if parallel.on_main(lambda: (folder/'arm.json').exists()):
             lab.say(f'{folder} is finished already: nothing is done again.')
             return read_json(folder/'arm.json')
         with Interrupt(f'the same command goes on from what is saved in {folder}.'):
-            stage = ARMS[c.arm].make(lab, model, tok, folder)
+            stage = parallel.together(lambda: ARMS[c.arm].make(lab, model, tok, folder))
             info = lab.train(stage, folder, tok) if stage else dict(steps=0, epochs=0., zero_advantage=None)
             return lab.finish(folder, model, tok, sha, stage, info)
 
-# %% ../nbs/17_arms.ipynb #6c30eec9
+# %% ../nbs/17_arms.ipynb #092c8a08
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker')
 
 @patch
 def record(self:Lab, tok, sha)->dict:
     "What goes into config.json: the whole configuration and the hashes of what it stands on."
-    hashes = dict(tokenizer=tok.hash, base=self.base[2] if not self.c.sft_checkpoint else None, sft=sha, code=code_of(*MAKERS, 'grpo', 'engine', 'tasks', 'stories', 'evaluate'))
+    hashes = dict(tokenizer=tok.hash, base=self.base[2] if not self.c.sft_checkpoint else None, sft=sha, data=self.data_hash, code=code_of(*MAKERS, 'grpo', 'engine', 'tasks', 'stories', 'evaluate'))
     return dict(asdict(self.c), hashes=hashes, versions=versions(), git=git_revision())
 
-# %% ../nbs/17_arms.ipynb #c79fe242
+# %% ../nbs/17_arms.ipynb #eaa4e6bb
 @patch
 def train(self:Lab, stage, folder, tok)->dict:
     "The arm's own training. Returns steps, epochs, and what RL saw."
-    c, look, files = self.c, self.looker(folder, tok), [stage.rollouts] if isinstance(stage, GRPO) else []
-    if (folder/'progress.json').exists():
+    c, look, files = self.c, self.looker(folder, tok), [stage.rollouts] if getattr(stage, 'rollouts', None) else []
+    if parallel.on_main(lambda: (folder/'progress.json').exists()):
         stage.model.load_state_dict(load_artifact(folder/'weights')[0])
         return read_json(folder/'progress.json')['info']
-    begin = self.try_first if isinstance(stage, GRPO) and c.rl.preflight and parallel.world()==1 else None
+    begin = self.try_first if isinstance(stage, GRPO) and c.rl.preflight else None
     rows = [r for r in self.run(stage, folder, look=look, looks=c.eval.curve if look else 0, files=files, begin=begin) if r['step']>=0]
     self.save(folder/'weights', stage.model, tok)
     zero = [r['zero_advantage'] for r in rows if 'zero_advantage' in r]
@@ -368,36 +388,31 @@ def train(self:Lab, stage, folder, tok)->dict:
 def try_first(self:Lab, stage):
     "Sample a little before a long RL run, and say what to expect."
     said = preflight(stage, self.c.rl.preflight)
-    write_json(stage.folder/'preflight.json', said)
+    if parallel.rank()==0: write_json(stage.folder/'preflight.json', said)
     self.say(f"Pre-flight on {self.c.rl.preflight} problems: {said['parsed']:.0%} of the answers parse, {said['reward']:.0%} are right. {said['said']} "
                  f"Top-{self.c.rl.top_k} sampling draws a token {said['off_policy_gap']:.4f} nats likelier than the full softmax says.")
 
-# %% ../nbs/17_arms.ipynb #92bda184
+# %% ../nbs/17_arms.ipynb #6c7ae887
 @patch
 def finish(self:Lab, folder, model, tok, sha, stage, info)->dict:
     "Evaluate the final and the best weights, and write arm.json: an arm is finished when it is there."
     ledger = stage.ledger if stage else Ledger(folder/'ledger.jsonl', model.shape, self.c.task, parallel.rank())
     so_far = self.evaluated(folder, model, tok, ledger, info)
-    parallel.barrier()
-    if parallel.rank()==0:
-        Ledger.merge(folder/'ledger.jsonl')
-        write_json(folder/'arm.json', self.summary(folder, model, tok, sha, so_far['info'], so_far['scores'], so_far['not_run']))
-    parallel.barrier()
-    return read_json(folder/'arm.json')
+    parallel.on_main(lambda: write_json(folder/'arm.json', self.summary(folder, model, tok, sha, so_far['info'], so_far['scores'], so_far['not_run'])))
+    return parallel.on_main(lambda: read_json(folder/'arm.json'))
 
-# %% ../nbs/17_arms.ipynb #4f597e55
+# %% ../nbs/17_arms.ipynb #8a939194
 @patch
 def evaluated(self:Lab, folder, model, tok, ledger, info)->dict:  # info, scores, not_run
     "Score the final weights on all tasks and the best on dev on the target, from wherever that stands."
     path, items = folder/'progress.json', Jsonl(folder/'items.jsonl') if parallel.rank()==0 else None
-    files = [ledger, items] if items else [ledger]
+    files = [ledger, items]
     def keep():
-        so_far['where'] = positions(files)
-        if parallel.rank()==0: write_json(path, so_far)
-        parallel.barrier()
-    so_far = read_json(path) if path.exists() else dict(info=info, scores={}, not_run={}, complete=False)
+        collect(ledger)
+        parallel.on_main(lambda: write_json(path, so_far | dict(where=positions(files))))
+    so_far = parallel.on_main(lambda: read_json(path) if path.exists() else dict(info=info, scores={}, not_run={}, complete=False))
     if so_far['complete']: return so_far
-    if 'where' in so_far: put_back(files, so_far['where'])
+    if 'where' in so_far: parallel.on_main(lambda: put_back(files, so_far['where']))
     else:
         if items: items.truncate(0)
         keep()
@@ -474,7 +489,7 @@ def summary(self:Lab, folder, model, tok, sha, info, results, not_run)->dict:
     if c.arm=='rl_random': out['resolution'] = 1/max(1, info['steps']*c.rl.problems)
     return out
 
-# %% ../nbs/17_arms.ipynb #7a9929be
+# %% ../nbs/17_arms.ipynb #18fbfde2
 def launch(
     c:Config,
     processes:int=0,    # 0: one per GPU, or one
@@ -483,13 +498,6 @@ def launch(
     "Run an arm on all devices of this machine."
     n = processes or (torch.cuda.device_count() if device_of(c)=='cuda' else 1) or 1
     if n==1: return run_arm(c, progress)
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', run_id='exp2nb', max_restarts=0)
-    elastic_launch(config, worker)(c, progress)
-    return read_json(arm_folder(c)/'arm.json')
-
-def worker(c, progress=False):
-    "One process of several: joins the group, runs its share, leaves."
-    parallel.start(device_of(c))
-    try: run_arm(c, progress)
-    finally: parallel.stop()
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    try: return parallel.processes(n, run_arm, c, progress, device=device_of(c), known=(Interrupted,))[0]
+    except SignalException as e: raise Interrupted(f'{e.sigval.name}: all processes were stopped; the same command goes on from the last checkpoint.') from None
