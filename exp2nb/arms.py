@@ -7,7 +7,7 @@ __all__ = ['MAKERS', 'ARMS', 'MAY_DIFFER', 'arms_folder', 'arm_folder', 'base_fo
            'alone', 'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
            'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch']
 
-# %% ../nbs/17_arms.ipynb #0deb4ced
+# %% ../nbs/17_arms.ipynb #047bdd7b
 import copy, functools, json, re, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +25,7 @@ from .model import Transformer
 from .store import Interrupt, Interrupted, Jsonl, RunLock, check_config, load_artifact, read_json, read_jsonl, weights_hash, write_json
 from .tasks import make_task, pretrain_texts, sft_mixture, spelling_words, target_tasks, tokenizer_texts
 from .tokenizer import Tokenizer, train_tokenizer
+from .tracker import Tracker
 from .train import Amount, Conversations, Run, Supervised, Text, collect, positions, put_back
 from .base import load_base
 from .weights import save_model
@@ -74,11 +75,12 @@ def _differs(was, now, keys):
         else: out.append(f'{k}: {say(a)} there, {say(b)} here')
     return '; '.join(out)
 
-# %% ../nbs/17_arms.ipynb #4c279611
+# %% ../nbs/17_arms.ipynb #e0765a82
 class Lab:
     "Everything that the arms of one configuration stand on."
     def __init__(self, c:Config, progress:bool=True):
         check_choice('arm', c.arm, list(ARMS))
+        if c.base and c.sft_checkpoint: raise UserError('base and sft_checkpoint were both given: give the one that the run starts from.')
         self.c, self.progress, self.device, self.dtype = c, progress and parallel.rank()==0, device_of(c), dtype_of(c)
         if parallel.world() > 1 and self.device.startswith('cuda'): self.device = f'cuda:{torch.cuda.current_device()}'
 
@@ -106,7 +108,11 @@ class Lab:
 
     def say(self, text):
         if parallel.rank()==0: print(text, flush=True)
-    def run(self, stage, folder, **kw): return Run(stage, folder, **kw).go(progress=self.progress)
+    def run(self, stage, folder, **kw):
+        tracker = Tracker(self.c.tracker, f'{stage.name}: {folder}', asdict(self.c)) if self.c.tracker and parallel.rank()==0 else None
+        try: return Run(stage, folder, tracker=tracker, **kw).go(progress=self.progress)
+        finally:
+            if tracker: tracker.finish()
 
 # %% ../nbs/17_arms.ipynb #4c987173
 @contextmanager
@@ -214,11 +220,11 @@ def make_sft(self:Lab):
     base.load_state_dict(load_artifact(folder/'weights')[0])   # the same object, now at the SFT weights
     return base, tok, record['sha256']
 
-# %% ../nbs/17_arms.ipynb #931d12b0
+# %% ../nbs/17_arms.ipynb #df448e56
 @patch
 def supervised(self:Lab, name, model, tok, conversations, clock, folder, cfg, decay, seed):
     "A supervised stage on conversations, as SFT and its relatives use it."
-    stream = Conversations(conversations, tok, seed_of(name, seed), self.c.model.context if not self.c.base else model.shape.context)
+    stream = Conversations(conversations, tok, seed_of(name, seed), model.shape.context)
     ledger = Ledger(Path(folder)/'ledger.jsonl', model.shape, self.c.task, parallel.rank())
     return Supervised(name, model, cfg.rates, stream, clock, ledger, cfg.batch_tokens, self.c.sft.micro_tokens, decay=decay, dtype=self.dtype)
 
@@ -360,8 +366,8 @@ def run_arm(
             info = lab.train(stage, folder, tok) if stage else dict(steps=0, epochs=0., zero_advantage=None)
             return lab.finish(folder, model, tok, sha, stage, info)
 
-# %% ../nbs/17_arms.ipynb #092c8a08
-MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker')
+# %% ../nbs/17_arms.ipynb #e63e19ad
+MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')   # where a base lies may change: its hash may not
 
 @patch
 def record(self:Lab, tok, sha)->dict:
@@ -475,19 +481,26 @@ def samples(self:Lab, model, tok, n:int=6)->list:
     return [dict(question=p.question, answer=p.answer, correct=bool(task.score(p, tok.decode(s.tokens))['correct']), pieces=[(tok.decode([t]), bool(own)) for t,own in zip(s.tokens, s.sampled)])
             for p,s in zip(asked, said)]
 
-# %% ../nbs/17_arms.ipynb #acd4a776
+# %% ../nbs/17_arms.ipynb #a6dde955
 @patch
 def summary(self:Lab, folder, model, tok, sha, info, results, not_run)->dict:
     "arm.json: what ran, on what, for how much, with what result."
     c, spent = self.c, totals(read_rows(folder/'ledger.jsonl'))
     out = dict(schema=1, arm=c.arm, task=c.task, preset=c.preset, seed=c.seed, match_on=c.match_on, budget=float(c.budget), sft_sha256=sha, tokenizer_sha256=tok.hash,
-               base_sha256=None if c.sft_checkpoint else self.base[2], shape=asdict(model.shape), parameters=sum(p.numel() for p in model.parameters()), spent=spent, scores=results,
+               base_sha256=None if c.sft_checkpoint else self.base[2], base_flops=self.base_flops(), dev_seen=bool(c.sft_checkpoint), shape=asdict(model.shape), parameters=sum(p.numel() for p in model.parameters()), spent=spent, scores=results,
                not_run=[dict(task=t, why=w) for t,w in not_run.items()], eval_settings=asdict(c.eval) | dict(n_test=c.n_test), ledger=ledger_summary(folder/'ledger.jsonl'), git=git_revision(), versions=versions(), **info)
     if ARMS[c.arm].matched:
         rl = read_json(self.rl_folder/'arm.json')
         out |= dict(target=rl['spent'], residual=spent[c.match_on]/rl['spent'][c.match_on]-1, budget_record=budget_record(c.match_on, rl['spent'], spent, info['steps'], info['epochs']))
     if c.arm=='rl_random': out['resolution'] = 1/max(1, info['steps']*c.rl.problems)
     return out
+
+# %% ../nbs/17_arms.ipynb #3d3a8aa3
+@patch
+def base_flops(self:Lab)->int:
+    "FLOPs of the base's pretraining; None for a base that was given."
+    if self.c.base or self.c.sft_checkpoint: return None
+    return sum(r['flops_model'] for r in read_rows(base_folder(self.c)/'ledger.jsonl') if r['stage'] in ('pretrain', 'pretrain_optimizer'))
 
 # %% ../nbs/17_arms.ipynb #18fbfde2
 def launch(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'supervised_loss', 'micro_batches', 'Noise', 'grad_sq',
-           'check_finite', 'Supervised', 'spent_row', 'Run', 'positions', 'put_back']
+           'check_finite', 'Supervised', 'collect', 'spent_row', 'Run', 'positions', 'put_back']
 
-# %% ../nbs/13_train.ipynb #2b4bbc7f
-import json, math, time
+# %% ../nbs/13_train.ipynb #03244853
+import math, time
+from itertools import takewhile
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,10 @@ from tqdm import tqdm
 from . import parallel
 from .config import UserError, seed_of
 from .flops import Work, optimizer_cost, supervised_cost
-from .ledger import Budget
+from .ledger import BUDGET_STAGES, Budget, totals
 from .optim import Optimizer, schedule
 from .protocol import Segments
-from .store import Interrupt, Interrupted, Jsonl, SaveTimer, load_checkpoint, save_checkpoint, write_json
+from .store import Interrupt, Interrupted, Jsonl, SaveTimer, load_checkpoint, load_state, read_jsonl, save_checkpoint, write_json
 
 # %% ../nbs/13_train.ipynb #a82abc28
 class Conversations:
@@ -192,18 +193,18 @@ def grad_sq(params)->float:
     g = [p.grad for p in params if p.grad is not None]
     return float(sum(n.double()**2 for n in torch._foreach_norm(g))) if g else 0.
 
-# %% ../nbs/13_train.ipynb #3d971c0b
+# %% ../nbs/13_train.ipynb #e930d9d4
 def check_finite(
     value:float,   # loss or gradient norm
     what:str,      # its name
     step:int,
-    batch,         # what was trained on, JSON-able: kept for inspection
+    batch:list,    # this process's share of what was trained on, JSON-able: kept for inspection
     folder         # where `bad_batch.json` is written
 ):
     "Stop before the update if `value` is not finite. Raises `UserError` that names the saved batch."
     if math.isfinite(value): return
-    path = Path(folder)/'bad_batch.json'
-    write_json(path, dict(step=step, what=what, value=str(value), batch=batch))
+    path, batch = Path(folder)/'bad_batch.json', parallel.gather(batch)
+    if parallel.rank()==0: write_json(path, dict(step=step, what=what, value=str(value), batch=batch))
     raise UserError(f'{what} is {value} at step {step}: nothing was updated, the batch is in {path}; try lower learning rates, or float32.')
 
 # %% ../nbs/13_train.ipynb #c35d5a44
@@ -227,13 +228,14 @@ class Supervised:
         self.opt.load_state_dict(s['opt']); self.stream.load(s['stream'])
         self.n, self.clock.spent, self.noise.state = s['n'], s['spent'], s['noise']
 
-# %% ../nbs/13_train.ipynb #3d8e4207
+# %% ../nbs/13_train.ipynb #b4ab539e
 @patch
 def price(self:Supervised, seqs)->float:
     "Price of a step on `seqs` on the clock's basis, before it is taken."
     work = sum((Work(s.n, sum(sum(m[1:]) for _,m in part), sum(s.pairs_planned))
-                for part in micro_batches(seqs, self.micro_tokens) for s in [Segments(self.model.shape, [len(i)-1 for i,_ in part])]), Work())
-    rows = supervised_cost(self.model.shape, [len(i) for i,_ in seqs], work), optimizer_cost(self.opt.matrices)
+                for r in range(parallel.world()) for part in micro_batches(seqs[r::parallel.world()], self.micro_tokens)
+                for s in [Segments(self.model.shape, [len(i)-1 for i,_ in part])]), Work())
+    rows = supervised_cost(self.model.shape, [len(i) for i,_ in seqs], work), *(optimizer_cost(self.opt.matrices, rank=r) for r in range(parallel.world()))
     return sum(self.clock.price(r | dict(seconds=0.)) for r in rows)
 
 @patch
@@ -248,7 +250,7 @@ def next_batch(self:Supervised)->list:
     if seqs: self.stream.advance(len(seqs))
     return seqs
 
-# %% ../nbs/13_train.ipynb #ecba0809
+# %% ../nbs/13_train.ipynb #9ee460c5
 @patch
 def step(self:Supervised)->dict:   # a row of metrics; None when the clock has run out
     "One update."
@@ -258,23 +260,23 @@ def step(self:Supervised)->dict:   # a row of metrics; None when the clock has r
     loss,work,first = 0., Work(), None
     with self.ledger.timed(self.name, self.n) as cost:
         mine = parallel.share(seqs)
-        parts = micro_batches(mine, self.micro_tokens) if mine else []
+        parts = micro_batches(mine, self.micro_tokens)
         for part in parts:
             l,w = supervised_loss(self.model, part, self.dtype)
             (l/targets).backward()
             loss, work = loss+l.item(), work+w
-            first = first or (w.heads, grad_sq(self.opt.params) if parallel.world()==1 and len(parts)>1 else 0.)
+            first = first or (w.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.)
         parallel.sum_gradients(self.opt.params)
         cost.update(supervised_cost(self.model.shape, [len(i) for i,_ in mine], work, work.heads))
-    return self._finish(seqs, targets, *parallel.total(loss), first, done, began)
+    return self._finish(seqs, targets, *parallel.total(loss), parallel.from_main(first), done, began)
 
-# %% ../nbs/13_train.ipynb #72510f42
+# %% ../nbs/13_train.ipynb #1ba893c6
 @patch
 def _finish(self:Supervised, seqs, targets, loss, first, done, began):
     "Check, update, bill, and say what happened."
     size = grad_sq(self.opt.params)
-    check_finite(loss, 'the loss', self.n, seqs, self.folder)
-    check_finite(size, 'the gradient', self.n, seqs, self.folder)
+    check_finite(loss, 'the loss', self.n, parallel.share(seqs), self.folder)
+    check_finite(size, 'the gradient', self.n, parallel.share(seqs), self.folder)
     scale = self.noise.update(first[1]*(targets/first[0])**2, size, first[0], targets) if first and first[1] and first[0] else None
     factor = schedule(done, self.warmup, self.decay)
     with self.ledger.timed(self.opt_stage, self.n) as cost:
@@ -286,22 +288,23 @@ def _finish(self:Supervised, seqs, targets, loss, first, done, began):
     return dict(stage=self.name, step=self.n-1, loss=loss/targets, grad_norm=size**.5, noise_scale=scale, lr=factor, fraction=self.clock.fraction,
                 seconds=time.perf_counter()-began, tokens=row['tokens'], conversations=row['conversations'], flops_model=row['flops_model'])
 
-# %% ../nbs/13_train.ipynb #6c79f5b2
-def spent_row(
-    ledger,    # this process's
-    step:int,
-)->dict:       # sums over all processes of the flops columns; seconds of the main process
-    "What one step cost, as every process sees it."
-    cols = ('flops_model', 'flops_executed', 'flops_note')
-    rows = []
-    for r in reversed(ledger.rows):
-        if r['step']!=step: break
-        rows.append(r)
-    sums = parallel.total(*(sum(r[c] for r in rows if r['stage'] not in ('eval', 'select', 'preflight')) for c in cols))
-    seconds = parallel.from_main(sum(r['seconds'] for r in rows if r['stage'] not in ('eval', 'select', 'preflight')))
-    return dict(zip(cols, map(int, sums))) | dict(seconds=seconds)
+# %% ../nbs/13_train.ipynb #3c813fb3
+def collect(ledger):
+    "Bring the other processes' new rows into the main process's ledger."
+    for rows in parallel.each(ledger.hand_over()):
+        if parallel.rank()==0: ledger.take(rows)
 
-# %% ../nbs/13_train.ipynb #a5480107
+def spent_row(
+    ledger,
+    step:int,
+)->dict:       # flops columns, over all processes; seconds of the slowest
+    "What one step cost, as every process sees it."
+    collect(ledger)
+    rows = takewhile(lambda r: r['step']==step, reversed(ledger.rows))
+    t = parallel.from_main(totals(rows, (*BUDGET_STAGES, 'pretrain', 'pretrain_optimizer')))
+    return dict(flops_model=t['model'], flops_executed=t['executed'], flops_note=t['note'], seconds=t['seconds'])
+
+# %% ../nbs/13_train.ipynb #89dc8117
 class Run:
     "A stage in its folder: metrics, ledger and checkpoints that agree with each other after any kill."
     def __init__(self,
@@ -311,64 +314,66 @@ class Run:
         looks:int=0,     # how often, evenly over the clock, the last at its end
         files=(),        # other `Jsonl` files that the stage writes, put back to their position on resume
         begin=None,      # function(stage), called before the first step of a run that has no checkpoint yet
+        tracker=None,    # has log(row) and finish(), see `exp2nb.tracker`
         save_seconds:float=60.
     ):
-        self.stage, self.folder, self.look, self.looks, self.begin = stage, Path(folder), look, looks, begin
+        self.stage, self.folder, self.look, self.looks, self.begin, self.tracker = stage, Path(folder), look, looks, begin, tracker
         stage.folder = self.folder
-        self.metrics = Jsonl(self.folder/(f'metrics.jsonl' if parallel.rank()==0 else f'.metrics.rank{parallel.rank()}.jsonl'))
+        self.metrics = Jsonl(self.folder/'metrics.jsonl') if parallel.rank()==0 else None   # the main process writes
         self.files, self.timer, self.looked, self.best = [stage.ledger, self.metrics, *files], SaveTimer(save_seconds), 0, None
         self.extra = {}   # what the looks want to keep, e.g. the best weights
 
-# %% ../nbs/13_train.ipynb #90554bd6
+# %% ../nbs/13_train.ipynb #2e9d02f2
 def positions(
-    files    # this process's `Jsonl` files and ledger
-)->list:     # per process, per file
-    "Where everybody's files stand, on the disk."
-    mine = [[f.position for f in files]]
-    return parallel.gather(mine) if parallel.world() > 1 else mine
+    files    # `Jsonl` files and a ledger
+)->list:     # per file
+    "Where the files stand, on the disk."
+    return [f.position for f in files]
 
 def put_back(
-    files,   # this process's
-    where    # from `positions`
+    files,
+    where    # from `positions`; []: to the beginning
 ):
-    "Forget what was written since; a process that was not there yet begins with empty files."
-    mine = where[parallel.rank()] if parallel.rank() < len(where) else [dict(rows=0)]*len(files)
-    for f,p in zip(files, mine, strict=True): f.truncate(**p)
+    "Forget what was written since."
+    for f,p in zip(files, where or [dict(rows=0)]*len(files), strict=True): f.truncate(**p)
 
-# %% ../nbs/13_train.ipynb #defb3d5a
+# %% ../nbs/13_train.ipynb #cc660ca4
 @patch
 def save(self:Run):
     "Save everything."
-    where = positions(self.files)
-    if parallel.rank()==0:
-        state = dict(model=self.stage.model.state_dict(), stage=self.stage.state_dict(), where=where, looked=self.looked, best=self.best, extra=self.extra)
+    collect(self.stage.ledger)
+    parallel.check_same_weights(self.stage.model)
+    def write():
+        state = dict(model=self.stage.model.state_dict(), stage=self.stage.state_dict(), where=positions(self.files), looked=self.looked, best=self.best, extra=self.extra)
         save_checkpoint(self.folder, self.stage.n, state)
-    parallel.barrier()
+    parallel.on_main(write)
 
 @patch
 def restore(self:Run)->bool:
     "Go back to the last good checkpoint, if there is one; else to the beginning."
-    found = parallel.from_main(load_checkpoint(self.folder) if parallel.rank()==0 else None)
-    if found:
-        s = found[1]
-        self.stage.model.load_state_dict(s['model']); self.stage.load_state_dict(s['stage'])
-        self.looked, self.best, self.extra = s['looked'], s['best'], s['extra']
-    put_back(self.files, s['where'] if found else [])
-    return bool(found)
+    found = parallel.together(lambda: load_checkpoint(self.folder) if parallel.rank()==0 else None)
+    step = parallel.from_main(found and found[0])
+    s = dict(where=[]) if step is None else found[1] if found else load_state(self.folder/'checkpoints'/f'step_{step:06d}')
+    parallel.on_main(lambda: put_back(self.files, s['where']))
+    if step is None: return False
+    self.stage.model.load_state_dict(s['model']); self.stage.load_state_dict(s['stage'])
+    self.looked, self.best, self.extra = s['looked'], s['best'], s['extra']
+    return True
 
-# %% ../nbs/13_train.ipynb #9f8e634f
+# %% ../nbs/13_train.ipynb #421f8f5e
 @patch
 def go(self:Run, progress=True)->list:   # the rows of metrics
     "Run the stage to its end. Raises `Interrupted` after saving if the process was asked to stop."
-    if self.restore(): print(f'{self.folder}: going on after step {self.stage.n}.')
-    elif self.begin: self.begin(self.stage)
+    resumed = self.restore()
+    if resumed and parallel.rank()==0: print(f'{self.folder}: going on after step {self.stage.n}.')
+    if self.begin and not resumed: self.begin(self.stage)
     bar = tqdm(total=1000, initial=int(1000*self.stage.clock.fraction), desc=self.stage.name, disable=not progress or parallel.rank()>0,
                bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}', mininterval=2)
     with Interrupt() as stop, bar:
         if self.looks and self.looked==0: self._look()
         while (row := self.stage.step()) is not None:
             due = self.looks and self.stage.clock.fraction >= self.looked/self.looks
-            self.metrics.append(row | (self._look(row) if due else {}))
+            self._log(row | (self._look(row) if due else {}))
             bar.update(int(1000*self.stage.clock.fraction)-bar.n)
             bar.set_postfix_str(' '.join(f'{k} {row[k]:.3g}' for k in ('loss', 'reward') if k in row), refresh=False)
             asked = parallel.from_main(stop.requested)
@@ -384,8 +389,13 @@ def _look(self:Run, row=None):
     if self.look is None: self.looked += 1; return {}
     scores = self.look(self)
     self.looked = int(self.stage.clock.fraction*self.looks+1e-9)+1
-    if row is None: self.metrics.append(dict(stage=self.stage.name, step=-1, fraction=0., flops_model=0) | scores)
+    if row is None: self._log(dict(stage=self.stage.name, step=-1, fraction=0., flops_model=0) | scores)
     return scores
 
 @patch
-def metrics_rows(self:Run): return [json.loads(l) for l in self.metrics.path.read_text().splitlines()]
+def _log(self:Run, row):
+    if self.metrics: self.metrics.append(row)
+    if self.tracker: self.tracker.log(row)
+
+@patch
+def metrics_rows(self:Run): return parallel.from_main(read_jsonl(self.metrics.path) if self.metrics else None)
