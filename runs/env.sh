@@ -11,7 +11,7 @@ find_python() {   # the newest of the supported Pythons that really starts
 }
 
 make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'
-    local want; want="$(cat pyproject.toml runs/constraints.txt | sha256sum) [$1]"
+    local want; want="$(cat pyproject.toml runs/constraints.txt | cksum) [$1]"
     if [ "$(cat .venv/.made-of 2>/dev/null)" != "$want" ]; then
         local python; python=$(find_python) || exit 1
         echo "Making the environment in .venv (once; a few minutes)."

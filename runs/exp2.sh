@@ -48,8 +48,8 @@ stop() {          # SIGTERM and SIGINT go to the process that writes the run fol
 }
 trap stop TERM INT
 
-run() {           # run NOTEBOOK OUT ARGS…: papermill in the background, so that signals are heard
-    setsid papermill --log-output --no-progress-bar "$@" >"$run_dir/notebooks/last.log" 2>&1 & child=$!
+run() {           # run NOTEBOOK OUT ARGS…: papermill in the background and in its own process group, so that signals come to this script alone
+    set -m; papermill --log-output --no-progress-bar "$@" >"$run_dir/notebooks/last.log" 2>&1 </dev/null & child=$!; set +m
     wait "$child" || { grep -E '(UserError|Interrupted|Error):' "$run_dir/notebooks/last.log" | tail -n 1 >&2
                        echo "error: $2 stopped; the whole log is in $run_dir/notebooks/last.log." >&2; exit 1; }
 }
