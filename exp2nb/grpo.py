@@ -160,7 +160,7 @@ def next_problems(self:GRPO)->list:
         return int(torch.randperm(len(self.task), generator=torch.Generator().manual_seed(seed_of('problems', self.seed, epoch)))[i])
     return [at(k) for k in range(self.seen, self.seen+count)]
 
-# %% ../nbs/14_grpo.ipynb #c3758b93
+# %% ../nbs/14_grpo.ipynb #2e0b62e9
 @patch
 def rollout(self:GRPO, numbers:list)->list:   # this process's `Group`s
     "Answer this process's share of the problems and score the answers. One random stream per sample."
@@ -171,6 +171,7 @@ def rollout(self:GRPO, numbers:list)->list:   # this process's `Group`s
         samples, ran = generate(self.model, self.tok, prompts, n=self.rl.samples, max_new=self.rl.max_new, temperature=self.rl.temperature, top_k=self.rl.top_k,
                                 keys=[('rollout', self.seed, self.n, i) for i in mine], rows=self.rl.rows, logprob=self.rl.logprob, dtype=self.dtype)
         cost.update(ran.columns(self.model.shape))
+        parallel.barrier()   # who waits for the slowest is paid for, too
     groups, by_group = [], [samples[g*self.rl.samples:(g+1)*self.rl.samples] for g in range(len(mine))]
     for i,p,prompt,ss in zip(mine, problems, prompts, by_group):
         scores = [self.task.score(p, self.tok.decode(s.tokens)) for s in ss]
@@ -178,17 +179,16 @@ def rollout(self:GRPO, numbers:list)->list:   # this process's `Group`s
         groups[-1].scores, groups[-1].problem = scores, i
     return groups
 
-# %% ../nbs/14_grpo.ipynb #d5dccb6e
+# %% ../nbs/14_grpo.ipynb #032bc5f3
 @patch
 def keep(self:GRPO, groups):
-    "Write this process's rollouts."
-    if self.rollouts is None: return
-    for g in groups:
-        for k,(s,sc,r) in enumerate(zip(g.samples, g.scores, g.rewards)):
-            self.rollouts.append(dict(step=self.n, problem=g.problem, sample=k, reward=r, correct=bool(sc['correct']), parsed=bool(sc['parsed']), stopped=s.stopped,
-                                      tokens=s.tokens, sampled=[int(o) for o in s.sampled]))
+    "Write everybody's rollouts, in the order of the problems."
+    rows = [[dict(step=self.n, problem=g.problem, sample=k, reward=r, correct=bool(sc['correct']), parsed=bool(sc['parsed']), stopped=s.stopped,
+                  tokens=s.tokens, sampled=[int(o) for o in s.sampled]) for k,(s,sc,r) in enumerate(zip(g.samples, g.scores, g.rewards))] for g in groups]
+    for group in parallel.gather(rows):
+        for row in group if self.rollouts else (): self.rollouts.append(row)
 
-# %% ../nbs/14_grpo.ipynb #046aa706
+# %% ../nbs/14_grpo.ipynb #8b538660
 @patch
 def update(self:GRPO, groups)->dict:
     "Policy-gradient step over all groups of all processes. Returns metrics."
@@ -203,21 +203,22 @@ def update(self:GRPO, groups)->dict:
             work = work+w
             was = torch.tensor([l for _,ss,_ in part for s in ss for l,own in zip(s.logprobs, s.sampled) if own])
             gap.append((lp.cpu()-was).abs().max().item())
-            first = first or (w.heads, grad_sq(self.opt.params) if parallel.world()==1 and len(parts)>1 else 0.)
+            first = first or (w.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.)
         if signal: parallel.sum_gradients(self.opt.params)
         new = [[len(s.tokens) for s in g.samples] for g in groups]
         forced = sum(not own for g in groups for s in g.samples for own in s.sampled)
         cost.update(update_cost(self.model.shape, [len(g.prompt) for g in groups], new, work, forced))
     size = grad_sq(self.opt.params)
-    check_finite(size, 'the gradient', self.n, [dict(prompt=p, tokens=[s.tokens for s in ss], weights=ws) for part in parts for p,ss,ws in part], self.folder)
+    check_finite(size, 'the gradient', self.n, [dict(prompt=g.prompt, tokens=[s.tokens for s in g.samples], weights=g.weights) for g in groups], self.folder)
     factor = schedule(done)
     with self.ledger.timed('optimizer', self.n) as cost:
         if signal:
             self.opt.step(factor)
             cost.update(optimizer_cost(self.opt.matrices, rank=parallel.rank()))
-    big = sum(sum(sum(s.sampled) for s in g.samples) for g in groups if g.signal)
+    big, = parallel.total(sum(g.sampled for g in groups if g.signal))
+    first, drift = parallel.from_main(first), max(parallel.each(max(gap, default=0.)))
     scale = self.noise.update(first[1]*(big/first[0])**2, size, first[0], big) if first and first[1] and first[0] else None
-    return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, logprob_drift=max(gap, default=0.))
+    return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, logprob_drift=drift)
 
 # %% ../nbs/14_grpo.ipynb #772c10ad
 @patch
@@ -258,7 +259,7 @@ def off_policy_gap(
     logits = model.logits(model.hidden(ids, seg.pos, seg)[where])
     return (logprobs_of(logits, targets, top_k, temperature) - logprobs_of(logits, targets, 0, temperature)).mean().item()
 
-# %% ../nbs/14_grpo.ipynb #b2d6e3ac
+# %% ../nbs/14_grpo.ipynb #bd32c01a
 def preflight(
     stage:GRPO,
     prompts:int=32   # problems to try
@@ -276,6 +277,6 @@ def preflight(
     alive = 1-s['zero_advantage']
     said = ('No group has both right and wrong answers: RL has nothing to learn from here. Try an easier task, more SFT or a larger model.' if alive==0 else
             f'Only {alive:.0%} of the groups have signal: expect slow learning.' if alive < .1 else f'{alive:.0%} of the groups have signal.')
-    gap = off_policy_gap(stage.model, [(g.prompt, g.samples, g.advantages) for g in groups[:8]], stage.rl.top_k, stage.rl.temperature)
-    shown = [dict(problem=g.problem, reward=g.rewards[0], text=stage.tok.decode(g.samples[0].tokens)) for g in groups[:4]]
+    gap = parallel.from_main(off_policy_gap(stage.model, [(g.prompt, g.samples, g.advantages) for g in groups[:8]], stage.rl.top_k, stage.rl.temperature) if parallel.rank()==0 else None)
+    shown = parallel.gather([dict(problem=g.problem, reward=g.rewards[0], text=stage.tok.decode(g.samples[0].tokens)) for g in groups])[:4]
     return dict(s, signal=alive, off_policy_gap=gap, said=said, samples=shown)

@@ -75,15 +75,19 @@ def test_kill_and_resume_gives_the_same_total(tmp_path):
     assert len(led)==len(whole) and all(led.total(b)==whole.total(b) for b in MATCH_ON)
     assert path.read_bytes()==whole.file.path.read_bytes()
 
-def test_merge_over_ranks_and_a_kill_during_it(tmp_path):
+def test_one_file_over_ranks_and_a_kill_before_the_others_hand_over(tmp_path):
     path = tmp_path/'ledger.jsonl'
-    for rank in range(3): rl_steps(Ledger(path, TOY, 'stories', rank), 5, seed=rank)
-    parts = {p: p.read_bytes() for p in tmp_path.glob('ledger.rank*.jsonl')}
-    assert Ledger.merge(path)==60 and not list(tmp_path.glob('ledger.rank*'))
-    whole = path.read_bytes()
-    for p,b in parts.items(): p.write_bytes(b)                         # killed before the parts were deleted
-    assert Ledger.merge(path)==60 and path.read_bytes()==whole
-    assert Ledger.merge(path)==60                                      # nothing left to merge
+    ranks = [Ledger(path, TOY, 'stories', r) for r in range(3)]
+    for step in range(5):
+        for led in ranks: rl_steps(led, step+1, start=step, seed=led.rank)
+        for led in ranks[1:]: ranks[0].take(led.hand_over())
+    assert len(ranks[0])==60 and not ranks[1].rows and [p.name for p in tmp_path.glob('*.jsonl')]==['ledger.jsonl']
+    here = ranks[0].position
+    for led in ranks: rl_steps(led, 6, start=5, seed=led.rank)         # killed: only the main process's rows are in the file
+    again = Ledger(path, TOY, 'stories')
+    assert len(again)==64
+    again.truncate(**here)
+    assert again.rows==read_rows(path) and len(again)==60
     by_rank = read_ledger(path).query('stage != "eval"').groupby('rank').seconds.sum()
     t = totals(read_rows(path))
     assert t['seconds']==pytest.approx(by_rank.max()) and t['device_seconds']==pytest.approx(by_rank.sum())
@@ -92,11 +96,12 @@ def test_ranks_share_a_step_without_changing_its_price(tmp_path):
     groups = [(p, [p, 3, 1]) for p in range(2, 9)]
     def price(world):
         folder = tmp_path/str(world)
-        for r in range(world):
-            led, mine = Ledger(folder/'ledger.jsonl', TOY, 'stories', r), groups[r::world]
+        ranks = [Ledger(folder/'ledger.jsonl', TOY, 'stories', r) for r in range(world)]
+        for r,led in enumerate(ranks):
+            mine = groups[r::world]
             led.add('update', 0, **update_cost(TOY, [p for p,_ in mine], [ns for _,ns in mine], Work()))
             led.add('optimizer', 0, **optimizer_cost(TOY.matrices, rank=r))
-        Ledger.merge(folder/'ledger.jsonl')
+            if r: ranks[0].take(led.hand_over())
         return totals(read_rows(folder/'ledger.jsonl'))['model']
     assert price(1)==price(2)==price(3)
 
