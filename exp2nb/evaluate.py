@@ -77,14 +77,14 @@ def item(task, problem, sample, temperature, checkpoint, score, stopped=None)->d
     return dict(task=task.name, id=problem.id, sample=sample, temperature=temperature, checkpoint=checkpoint, pred=score['pred'], correct=bool(score['correct']),
                 parsed=score.get('parsed'), stopped=stopped, used_calculator=score.get('used_calculator'), correct_last_number=score.get('correct_last_number'))
 
-# %% ../nbs/16_evaluate.ipynb #7cf82df2
+# %% ../nbs/16_evaluate.ipynb #2e7f5199
 def choice_items(model, tok, task, checkpoint, context, dtype, progress=None)->tuple:  # rows, extra facts, ledger columns
     "All of a choice task's questions."
     problems = parallel.share([task[i] for i in range(len(task))])
     prompts, cropped = fit_prompts([tok.render_prompt(task.conversation(p)) for p in problems], context)
     letters = {l: letter_ids(tok, l) for l in {p.labels for p in problems}}
     picks, work = answer_choices(model, prompts, [letters[p.labels] for p in problems], dtype=dtype, progress=progress)
-    rows = [item(task, p, 0, 0., checkpoint, task.score(p, p.labels[k])) for p,k in zip(problems, picks, strict=True)]
+    rows = [item(task, p, 0, 0., checkpoint, task.score(p, p.labels[k]) | dict(parsed=None)) for p,k in zip(problems, picks, strict=True)]
     flops = sum(prefill_flops(model.shape, len(p)) for p in prompts)
     cost = dict(tokens_prompt=sum(map(len, prompts)), flops_model=flops, flops_executed=executed_flops(model.shape, work), flops_note=note_flops(model.shape, sum(map(len, prompts))))
     return parallel.gather(rows), dict(cropped=int(parallel.total(cropped)[0])), cost

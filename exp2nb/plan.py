@@ -196,15 +196,17 @@ def plan_text(p:dict)->str:
     if m['available'] and m['total'] > m['available']: out.append('This does not fit: lower rl.micro_tokens or rl.rows, or use a larger device.')
     return '\n'.join(out)
 
-# %% ../nbs/20_plan.ipynb #5c18746f
+# %% ../nbs/20_plan.ipynb #d9108e90
 def console(
     f,         # function with docments, under `call_parse` and `cli_errors`
     argv=None  # default: the command line
 ):
     "Run `f` as a console script: fastcore's parser, with `--prompt-tokens` for `prompt_tokens`."
-    dashes = lambda text: re.sub(r'--\w+', lambda m: m[0].replace('_', '-'), text)
+    dashes = lambda text: re.sub(r'--\w+', lambda m: m[0].replace('_', '-'), text).replace(' (default: )', '')
     parser = anno_parser(f, prog=f.__name__)
     parser.formatter_class = type('Dashes', (parser.formatter_class,), dict(format_help=lambda self: dashes(super(type(self), self).format_help())))
+    def refuse(text): print(f'error: {dashes(text)}: see --help.', file=sys.stderr); sys.exit(2)
+    parser.error = refuse
     args = [re.sub('^--[^=]+', lambda m: '--'+m[0][2:].replace('-', '_'), a) for a in (sys.argv[1:] if argv is None else argv)]
     kw = vars(parser.parse_args(args))
     return f(**{k:v for k,v in kw.items() if k not in ('pdb', 'xtra')})
