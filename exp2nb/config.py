@@ -167,9 +167,13 @@ class Config:
     sft_plus:SFTPlusConfig = SFTPlusConfig()
     eval:EvalConfig = EvalConfig()
 
-# %% ../nbs/00_config.ipynb #c75d96ba
-_full = dict(
-    pretrain=PretrainConfig(tokens_per_param=20.), sft=SFTConfig(), rl=RLConfig(), sft_plus=SFTPlusConfig(), eval=EvalConfig(n_samples=4))
+# %% ../nbs/00_config.ipynb #6e903ca5
+def _full(depth):
+    "The note's settings: nanochat's learning rates, AdamW's scaled with the width as nanochat does."
+    s = (64*depth/768)**-.5
+    rates = Rates(matrix=.02, embedding=.2*s, head=.004*s)
+    return dict(model=ModelConfig(depth, pattern='SSSL'), pretrain=PretrainConfig(rates=rates), sft=SFTConfig(rates=rates), rl=RLConfig(rates=rates.times(.05, .05, .05, .05)),
+                sft_plus=SFTPlusConfig(rates=rates.times(.5, .5, .5, .5)), eval=EvalConfig(n_samples=4))
 
 _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)
 
@@ -191,8 +195,7 @@ _smoke = dict(
 
 PRESETS = dict(
     smoke=_smoke, tiny=_tiny,
-    d12=dict(model=ModelConfig(12, pattern='SSSL'), **_full),
-    d26=dict(model=ModelConfig(26, pattern='SSSL'), **_full))
+    d12=_full(12), d26=_full(26))
 
 TARGETS = ('stories', 'gsm8k')
 MATCH_ON = ('model', 'executed', 'note', 'seconds')
