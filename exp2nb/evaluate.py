@@ -169,7 +169,7 @@ def evaluate(
     model.train(was_training)
     return scores, not_run
 
-# %% ../nbs/16_evaluate.ipynb #da8b77c2
+# %% ../nbs/16_evaluate.ipynb #0c79d73f
 class Oracle(torch.nn.Module):
     "A model of the protocol that says the reference answers of `tasks`."
     def __init__(self, tok, tasks, context:int=8192):
@@ -194,7 +194,7 @@ class Oracle(torch.nn.Module):
 
     def logits(self, h):
         out = torch.zeros(len(h), self.shape.vocab)
-        for row,(a,i) in zip(out, h.long().tolist(), strict=True): row[self.answers[a][i]] = 1.
+        for row,(a,i) in zip(out, h.long().tolist(), strict=True): row[self.answers[a][i]] = 100.
         return out
 
 # %% ../nbs/16_evaluate.ipynb #13cd81a4
