@@ -1,16 +1,14 @@
 """What no notebook can show of `exp2nb.store`: other processes, kills, full disks, and damage to every kind of file."""
-import json, multiprocessing, os, random, shutil, signal, subprocess, time, warnings
+import json, os, random, shutil, signal, subprocess, time, warnings
 from pathlib import Path
 
 import pytest
 import torch
 
+from children import run_in_child
 from exp2nb.config import UserError
 from exp2nb.store import (Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json, read_jsonl,
                           save_artifact, save_checkpoint, weights_hash, write_json)
-
-ctx = multiprocessing.get_context('forkserver')  # children that start in milliseconds, torch already imported
-ctx.set_forkserver_preload(['exp2nb.store'])
 
 def flip(f): b = bytearray(f.read_bytes()); b[len(b)//2] ^= 1; f.write_bytes(b)
 WAYS = dict(truncated=lambda f: f.write_bytes(f.read_bytes()[:-7]), flipped=flip, missing=Path.unlink, empty=lambda f: f.write_bytes(b''))
@@ -18,11 +16,6 @@ SAYS = dict(truncated='truncated', flipped='altered', missing='missing', empty='
 FILES = 'tensors.safetensors', 'state.json', 'manifest.json'
 
 def state(step, n=8): return dict(model={'w': torch.full((n, n), float(step))}, step=step)
-
-def run_in_child(f, *args):
-    p = ctx.Process(target=f, args=args, daemon=True)
-    p.start()
-    return p
 
 def wait_for(path, seconds=60):
     until = time.monotonic() + seconds

@@ -1,0 +1,311 @@
+"""kill -9 at random points of every stage, half of them in the middle of a save: the run goes on and ends as if nothing had happened.
+
+`pytest tests/test_survival.py --slow` does it 20 times over instead of twice.
+"""
+import os, random, shutil, signal, subprocess, sys, threading, time, traceback
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import exp2nb.arms, exp2nb.grpo, exp2nb.store, exp2nb.train
+from children import run_in_child
+from exp2nb.arms import ARMS, arm_folder, rl_arm, run_arm
+from exp2nb.config import UserError, make_config, override, seed_of
+from exp2nb.status import status, stop_writers
+from exp2nb.store import artifact_hash, load_checkpoint, lock_holder, pack, read_json, read_jsonl, weights_hash
+
+ROOT = Path(__file__).parents[1]
+
+CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 sft_plus.batch_tokens=640 '
+           'rl.steps=6 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=2 eval.max_new=16 eval.kl_prompts=2')
+
+def config(run_dir, arm): return override(make_config('smoke', arm=arm, run_dir=str(run_dir), n_train=48, n_test=6, dev=6), CHANGES)
+
+FOLDERS = dict(base='base', sft='sft/seed0', rl='rl/model-1.0/seed0', sft_plus='sft_plus/model-1.0/seed0')
+
+
+# ---- in the child ----
+
+def coin(step, i, k, score): return float(seed_of('coin', step, i, k) % 3==0)   # so tiny a model solves nothing: rewards that do move it
+
+class Always(exp2nb.store.SaveTimer):
+    "Save after every step."
+    def due(self): return True
+
+def kill_now(): os.kill(os.getpid(), signal.SIGKILL)
+
+def aim(folder, where, number, call, delay):
+    "Arrange this process's death in the stage that writes `folder`."
+    if where=='saving':     # at system call `call` of save `number`
+        real, saves, calls = exp2nb.train.save_checkpoint, [0], [0]
+        def save(run, *args, **kw):
+            saves[0] += Path(run)==folder
+            return real(run, *args, **kw)
+        def counted(f):
+            def g(*args, **kw):
+                if saves[0] > number:
+                    if calls[0]==call: kill_now()
+                    calls[0] += 1
+                return f(*args, **kw)
+            return g
+        exp2nb.train.save_checkpoint = save
+        for module,name in (os, 'fsync'), (os, 'replace'), (exp2nb.store.shutil, 'rmtree'): setattr(module, name, counted(getattr(module, name)))
+    if where=='anywhere':   # `delay` seconds after step `number` has begun
+        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
+            def step(self, real=stage.step):
+                if self.folder==folder and self.n==number: threading.Timer(delay, kill_now).start()
+                return real(self)
+            stage.step = step
+    if where=='evaluation': # `delay` seconds after evaluation `number` has begun
+        real_eval, evals = exp2nb.arms.evaluate, [0]
+        def evaluate(*args, **kw):
+            if evals[0]==number: threading.Timer(delay, kill_now).start()
+            evals[0] += 1
+            return real_eval(*args, **kw)
+        exp2nb.arms.evaluate = evaluate
+    if where=='nan':        # step `number` meets a loss that is not a number
+        for module,name,stage in (exp2nb.train, 'supervised_loss', exp2nb.train.Supervised), (exp2nb.grpo, 'policy_loss', exp2nb.arms.GRPO):
+            real_loss = getattr(module, name)
+            def loss(*args, real_loss=real_loss):
+                l,*more = real_loss(*args)
+                return l*float('nan'), *more
+            def step(self, real=stage.step, real_loss=real_loss, loss=loss, module=module, name=name):
+                setattr(module, name, loss if self.folder==folder and self.n==number else real_loss)
+                return real(self)
+            stage.step = step
+    if where=='slowly':     # long steps, so that a signal arrives during one
+        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
+            def step(self, real=stage.step):
+                if self.folder==folder and self.n==number: (folder/'ready').touch(); time.sleep(.5)
+                return real(self)
+            stage.step = step
+
+def child(run_dir, arm, said, every_step, where='', stage='base', *how):
+    torch.set_num_threads(1)
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1); os.dup2(1, 2)
+    ARMS['rl'] = replace(ARMS['rl'], make=lambda *a: rl_arm(*a, reward=coin))
+    if every_step: exp2nb.train.SaveTimer = Always
+    if where: aim(run_dir/FOLDERS[stage], where, *how)
+    try: run_arm(config(run_dir, arm), progress=False)
+    except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+
+def start(run_dir, arm, every_step=True, *how):
+    run_dir.mkdir(exist_ok=True)
+    return run_in_child(child, run_dir, arm, str(run_dir/'said.txt'), every_step, *how)
+
+def finish(run_dir, arm, *how):
+    p = start(run_dir, arm, *how)
+    p.join()
+    return p.exitcode, (run_dir/'said.txt').read_text()
+
+
+# ---- what a finished run says ----
+
+TIMES = {'seconds', 'device_seconds', 'sha256', 'where', 'started'}   # positions and the ledger's hash cover times too
+
+def without_times(x):
+    if isinstance(x, dict): return {k:without_times(v) for k,v in x.items() if k not in TIMES}
+    return [without_times(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+def facts(run_dir, stages=FOLDERS):
+    "Everything that must not depend on what happened on the way."
+    out = {}
+    for stage in stages:
+        folder = run_dir/FOLDERS[stage]
+        for f in sorted(folder.glob('*.jsonl')): out[f'{stage} {f.name}'] = without_times(read_jsonl(f))
+        for f in ('arm.json', 'preflight.json', 'samples.json'):
+            if (folder/f).exists(): out[f'{stage} {f}'] = without_times(read_json(folder/f))
+        for f in 'weights', 'best_dev':
+            if (folder/f).exists(): out[f'{stage} {f}'] = artifact_hash(folder/f)
+        tensors, tree = pack(load_checkpoint(folder)[1])
+        out[f'{stage} final state'] = weights_hash(tensors), without_times(tree)
+    return out
+
+def assert_same(run_dir, expected, stages=FOLDERS):
+    got, want = facts(run_dir, stages), {k:v for k,v in expected.items() if k.split()[0] in stages}
+    assert list(got)==list(want)
+    for k in want: assert got[k]==want[k], k
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+    "A run that nobody interrupted, and that saved nothing but its ends."
+    d = tmp_path_factory.mktemp('whole')/'run'
+    for arm in 'rl', 'sft_plus':
+        code, said = finish(d, arm, False)
+        assert code==0, said
+    return d
+
+@pytest.fixture(scope='module')
+def expected(reference):
+    f = facts(reference)
+    assert f['rl weights']!=f['sft weights']!=f['base weights'] and f['sft_plus weights']!=f['sft weights']   # every stage moved
+    assert 'preflight' in {r['stage'] for r in f['rl ledger.jsonl']}
+    return f
+
+def steps(reference, stage): return sum(r['step']>=0 for r in read_jsonl(reference/FOLDERS[stage]/'metrics.jsonl'))
+
+def before(stage, reference, run_dir):
+    "A copy of the uninterrupted run as it was before a stage."
+    shutil.copytree(reference, run_dir)
+    for later in list(FOLDERS)[list(FOLDERS).index(stage):]: shutil.rmtree(run_dir/FOLDERS[later])
+
+def arm_of(stage): return 'sft_plus' if stage=='sft_plus' else 'rl'
+
+
+# ---- kills ----
+
+def test_kills_anywhere_change_nothing(tmp_path, reference, expected, slow):
+    kills = []
+    for trial in range(20 if slow else 2):
+        rng, run_dir = random.Random(trial), tmp_path/f'{trial}'
+        for i,stage in enumerate(FOLDERS):
+            where, arm, n = ('saving', 'anywhere')[(trial+i) % 2], 'sft_plus' if stage=='sft_plus' else 'rl', steps(reference, stage)
+            code, said = finish(run_dir, arm, True, where, stage, rng.randrange(n-1), rng.randrange(16), rng.random()*.05)
+            assert code==-signal.SIGKILL, f'trial {trial}: not killed {where} {stage}: {code} {said[-2000:]}'
+            kills.append((stage, where))
+            if stage=='rl':
+                code, said = finish(run_dir, arm, True, 'evaluation', stage, rng.randrange(3), 0, rng.random()*.05)
+                assert code==-signal.SIGKILL, said
+            if arm=='sft_plus' or stage=='rl':
+                code, said = finish(run_dir, arm)
+                assert code==0, said
+        assert_same(run_dir, expected)
+        shutil.rmtree(run_dir)
+    print(f'{len(kills)} kills')
+    assert len(kills)==4*(20 if slow else 2) and sum(w=='saving' for _,w in kills)*2==len(kills)
+
+
+# ---- an orderly stop ----
+
+@pytest.mark.parametrize('stage', FOLDERS)
+def test_sigterm_saves_within_seconds_and_says_so(tmp_path, reference, expected, stage):
+    run_dir, arm = tmp_path/'run', arm_of(stage)
+    before(stage, reference, run_dir)
+    p = start(run_dir, arm, False, 'slowly', stage, 2, 0, 0)
+    try:
+        folder, until = run_dir/FOLDERS[stage], time.monotonic()+60
+        while not (folder/'ready').exists(): assert time.monotonic() < until and p.is_alive(), (run_dir/'said.txt').read_text(); time.sleep(.02)
+        assert status(run_dir)['pieces'][FOLDERS[stage]]['state']=='runs'
+        began = time.monotonic()
+        assert stop_writers(run_dir)==[p.pid]
+        p.join(30)
+        assert p.exitcode==1 and time.monotonic()-began < 30
+    finally: p.kill(); p.join()
+    assert 'Interrupted: SIGTERM: saved after step 3 of' in (run_dir/'said.txt').read_text()
+    assert load_checkpoint(folder)[0]==3 and lock_holder(folder) is None
+    s = status(run_dir)['pieces'][FOLDERS[stage]]
+    assert (s['state'], s['step'], s['checkpoint'])==('stopped', 3, 3)
+    (folder/'ready').unlink()
+    code, said = finish(run_dir, arm)
+    assert code==0 and 'going on after step 3' in said, said
+    assert_same(run_dir, expected, [stage])
+
+
+# ---- numbers that are none ----
+
+@pytest.mark.parametrize('stage', FOLDERS)
+def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path, reference, expected, stage):
+    run_dir, arm = tmp_path/'run', arm_of(stage)
+    before(stage, reference, run_dir)
+    code, said = finish(run_dir, arm, True, 'nan', stage, 2, 0, 0)
+    assert code==1 and f"UserError: the {'gradient' if stage=='rl' else 'loss'} is nan at step 2: nothing was updated" in said, said
+    folder = run_dir/FOLDERS[stage]
+    bad = read_json(folder/'bad_batch.json')
+    assert bad['step']==2 and bad['batch']
+    step, state = load_checkpoint(folder)
+    assert step==2 and all(v.isfinite().all() for v in state['model'].values())
+    code, said = finish(run_dir, arm)
+    assert code==0, said
+    assert_same(run_dir, expected, [stage])
+
+
+# ---- damage, a full disk, a second writer, in a real run folder ----
+
+def test_a_spoiled_checkpoint_is_named_and_the_one_before_taken(tmp_path, reference, expected):
+    run_dir = tmp_path/'run'
+    before('sft', reference, run_dir)
+    code, _ = finish(run_dir, 'rl', True, 'anywhere', 'sft', 5, 0, 0)
+    assert code==-signal.SIGKILL
+    newest = exp2nb.store.checkpoints(run_dir/FOLDERS['sft'])[-1]
+    data = bytearray((newest/'tensors.safetensors').read_bytes()); data[len(data)//2] ^= 4; (newest/'tensors.safetensors').write_bytes(data)
+    code, said = finish(run_dir, 'rl')
+    assert code==0, said
+    assert f'{newest} cannot be used, since tensors.safetensors was altered' in said and 'continuing from' in said
+    assert_same(run_dir, expected, ['sft', 'rl'])
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory, reference):
+    "A run that was killed in the middle of RL."
+    run_dir = tmp_path_factory.mktemp('killed')/'run'
+    before('rl', reference, run_dir)
+    code, said = finish(run_dir, 'rl', True, 'anywhere', 'rl', 4, 0, 0)
+    assert code==-signal.SIGKILL, said
+    return run_dir
+
+@pytest.mark.parametrize('name,how,what', [
+    ('metrics.jsonl', 'flip', 'metrics.jsonl was altered'), ('ledger.jsonl', 'flip', 'ledger.jsonl was altered'), ('rollouts.jsonl', 'flip', 'rollouts.jsonl was altered'),
+    ('metrics.jsonl', 'missing', 'metrics.jsonl has only 0 rows'), ('ledger.jsonl', 'empty', 'ledger.jsonl has only 0 rows'), ('rollouts.jsonl', 'truncated', 'rollouts.jsonl has only'),
+    ('config.json', 'empty', 'config.json is empty'), ('config.json', 'truncated', 'config.json is damaged'), ('ledger.owner.json', 'empty', 'ledger.owner.json is empty')])
+def test_files_that_were_altered_are_refused_by_name(tmp_path, killed, name, how, what):
+    run_dir = tmp_path/'run'
+    shutil.copytree(killed, run_dir)
+    f = run_dir/FOLDERS['rl']/name
+    if how=='flip':    # a digit of a number in the middle
+        text = f.read_text(); i = next(i for i in range(len(text)//2, len(text)) if text[i].isdigit() and text[i-1].isdigit())
+        f.write_text(text[:i] + str(9-int(text[i])) + text[i+1:])
+    if how=='missing': f.unlink()
+    if how=='empty': f.write_text('')
+    if how=='truncated': f.write_text(f.read_text()[:-20])
+    code, said = finish(run_dir, 'rl')
+    assert code==1 and 'UserError' in said and what in said, said
+
+@pytest.mark.parametrize('name', ('base', 'sft'))
+def test_damaged_shared_weights_are_refused(tmp_path, reference, name):
+    run_dir = tmp_path/'run'
+    before('rl', reference, run_dir)
+    f = run_dir/FOLDERS[name]/'weights'/'tensors.safetensors'
+    f.write_bytes(f.read_bytes()[:-9])
+    code, said = finish(run_dir, 'rl')
+    assert code==1 and f'{f.parent} cannot be used, since tensors.safetensors is truncated' in said, said
+
+def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path, reference, expected):
+    if os.geteuid()!=0 or not shutil.which('mount'): pytest.skip('mounting a small tmpfs needs root')
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    r = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=32m', 'tmpfs', str(disk)], capture_output=True, text=True)
+    if r.returncode: pytest.skip(f'mounting a small tmpfs was refused: {r.stderr.strip()}')
+    try:
+        run_dir = disk/'run'
+        before('rl', reference, run_dir)
+        code, _ = finish(run_dir, 'rl', True, 'anywhere', 'rl', 3, 0, 0)
+        assert code==-signal.SIGKILL
+        good, _ = load_checkpoint(run_dir/FOLDERS['rl'])
+        free = os.statvfs(disk)
+        (disk/'filler').write_bytes(b'x'*(free.f_bavail*free.f_frsize - 300_000))
+        code, said = finish(run_dir, 'rl')
+        assert code==1 and 'UserError: The disk is full' in said, said
+        assert load_checkpoint(run_dir/FOLDERS['rl'])[0]>=good
+        (disk/'filler').unlink()
+        code, said = finish(run_dir, 'rl')
+        assert code==0, said
+        assert_same(run_dir, expected, ['rl'])
+    finally: subprocess.run(['umount', '-l', str(disk)], check=True)
+
+def test_a_second_writer_is_refused_and_the_first_ends_as_expected(tmp_path, reference, expected):
+    run_dir = tmp_path/'run'
+    before('rl', reference, run_dir)
+    first = start(run_dir, 'rl', False, 'slowly', 'rl', 3, 0, 0)
+    folder, until = run_dir/FOLDERS['rl'], time.monotonic()+60
+    while not (folder/'ready').exists(): assert time.monotonic() < until and first.is_alive(), (run_dir/'said.txt').read_text(); time.sleep(.02)
+    with pytest.raises(UserError, match=f'is being written by process {first.pid} on'): run_arm(config(run_dir, 'rl'), progress=False)
+    first.join()
+    assert first.exitcode==0, (run_dir/'said.txt').read_text()
+    (folder/'ready').unlink()
+    assert_same(run_dir, expected, ['rl'])
+
+def test_another_configuration_is_refused(tmp_path, reference):
+    run_dir = tmp_path/'run'
+    before('sft_plus', reference, run_dir)
+    with pytest.raises(UserError, match='rl.max_new is 16 there and 17 here'): run_arm(override(config(run_dir, 'rl'), 'rl.max_new=17'), progress=False)
