@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['start', 'stop', 'rank', 'world', 'barrier', 'each', 'from_main', 'total', 'share', 'gather', 'sum_gradients',
-           'check_same_weights', 'together', 'on_main', 'processes']
+           'check_same_weights', 'together', 'on_main', 'processes', 'joined']
 
 # %% ../nbs/11a_parallel.ipynb #2ba664dc
 import os
@@ -95,7 +95,7 @@ def on_main(f):
     "Call `f()` in the main process; all get what it returns, or raise what it raises."
     return from_main(together(f if rank()==0 else lambda: None))
 
-# %% ../nbs/11a_parallel.ipynb #a3003c13
+# %% ../nbs/11a_parallel.ipynb #9dcf6e73
 def processes(
     n:int,         # how many
     f, *args,      # an importable function, and what it is called with
@@ -111,15 +111,16 @@ def processes(
     else: return [out[r] for r in range(n)]
     raise error
 
-def _process(device, f, args):
+def joined(device, f, args):
+    "Run `f(*args)` as a member of the group."
+    start(device)
+    out = f(*args)
+    stop()
+    return out
+
+def _process(*args):
     from torch.distributed.elastic.multiprocessing.errors import record
-    @record   # leaves the error where the launcher finds it
-    def run():
-        start(device)
-        out = f(*args)
-        stop()
-        return out
-    return run()
+    return record(joined)(*args)   # leaves the error where the launcher finds it
 
 # %% ../nbs/11a_parallel.ipynb #5f427f72
 def _first_error(failures, n, known):
