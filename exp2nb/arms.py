@@ -7,7 +7,7 @@ __all__ = ['MAKERS', 'ARMS', 'MAY_DIFFER', 'arms_folder', 'arm_folder', 'base_fo
            'alone', 'Arm', 'arm', 'sft_arm', 'rl_steps', 'rl_arm', 'sft_plus_arm', 'Rendered', 'rft_arm', 'charged',
            'rl_random_arm', 'sft_mix_arm', 'run_arm', 'progress_bar', 'launch']
 
-# %% ../nbs/17_arms.ipynb #047bdd7b
+# %% ../nbs/17_arms.ipynb #307418f3
 import copy, functools, json, re, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import parallel
 from .config import Config, UserError, check_choice, device_of, dtype_of, git_revision, make_config, run_folder, seed_of, sha256_of, versions
 from .engine import generate
-from .evaluate import evaluate, generated_items, kl_to, score_rows
+from .evaluate import chat_core, evaluate, generated_items, kl_to, score_rows
 from .grpo import GRPO, preflight
 from .ledger import Budget, Ledger, budget_record, ledger_summary, load_budget, read_rows, totals
 from .model import Transformer
@@ -481,13 +481,14 @@ def samples(self:Lab, model, tok, n:int=6)->list:
     return [dict(question=p.question, answer=p.answer, correct=bool(task.score(p, tok.decode(s.tokens))['correct']), pieces=[(tok.decode([t]), bool(own)) for t,own in zip(s.tokens, s.sampled)])
             for p,s in zip(asked, said)]
 
-# %% ../nbs/17_arms.ipynb #a6dde955
+# %% ../nbs/17_arms.ipynb #f035ca44
 @patch
 def summary(self:Lab, folder, model, tok, sha, info, results, not_run)->dict:
     "arm.json: what ran, on what, for how much, with what result."
     c, spent = self.c, totals(read_rows(folder/'ledger.jsonl'))
     out = dict(schema=1, arm=c.arm, task=c.task, preset=c.preset, seed=c.seed, match_on=c.match_on, budget=float(c.budget), sft_sha256=sha, tokenizer_sha256=tok.hash,
                base_sha256=None if c.sft_checkpoint else self.base[2], base_flops=self.base_flops(), dev_seen=bool(c.sft_checkpoint), shape=asdict(model.shape), parameters=sum(p.numel() for p in model.parameters()), spent=spent, scores=results,
+               chat_core=chat_core({t:s['accuracy'] for t,s in results['end'].items()}, {t:self.tasks[t].chance for t in results['end']}),
                not_run=[dict(task=t, why=w) for t,w in not_run.items()], eval_settings=asdict(c.eval) | dict(n_test=c.n_test), ledger=ledger_summary(folder/'ledger.jsonl'), git=git_revision(), versions=versions(), **info)
     if ARMS[c.arm].matched:
         rl = read_json(self.rl_folder/'arm.json')

@@ -6,7 +6,7 @@
 __all__ = ['CURVES', 'SHARES', 'STAGE_NAMES', 'project_root', 'notebook_config', 'config_table', 'show_curves',
            'show_transcripts', 'budget_table', 'match_table', 'score_table']
 
-# %% ../nbs/17a_show.ipynb #13463f64
+# %% ../nbs/17a_show.ipynb #d31bcc43
 import html, os
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 from .arms import ARMS, arm_folder
 from .config import Config, UserError, check_choice, make_config, override
+from .evaluate import core_text
 from .ledger import BUDGET_STAGES, read_rows
 from .store import read_json, read_jsonl
 
@@ -111,7 +112,7 @@ def match_table(folder)->pd.DataFrame:
     rows = [dict(basis=k, RL=a['target'][k], **{a['arm']: a['spent'][k]}, steps=v['steps'], epochs=v['epochs'], matched='yes' if k==a['match_on'] else '') for k,v in b['would_buy'].items()]
     return pd.DataFrame(rows).set_index('basis').style.format({'RL':'{:.4e}', a['arm']:'{:.4e}', 'steps':'{:.0f}', 'epochs':'{:.2f}'}).set_caption(f"residual on {a['match_on']}: {100*a['residual']:+.3f} %")
 
-# %% ../nbs/17a_show.ipynb #94f38ceb
+# %% ../nbs/17a_show.ipynb #e8624168
 def score_table(folder)->pd.DataFrame:
     "Scores by weights, task and decoding; standard errors are of one run's problems only."
     a, rows = read_json(Path(folder)/'arm.json'), []
@@ -121,5 +122,6 @@ def score_table(folder)->pd.DataFrame:
                 p,n = x['accuracy'], x['n']
                 rows.append(dict(weights=ckpt, task=task, decoding=how, accuracy=p, se=(p*(1-p)/n)**.5, problems=n, **{k:x.get(k) for k in ('parsed', 'stopped', 'used_calculator', 'correct_if_parsed')}))
     t = pd.DataFrame(rows).set_index(['weights', 'task', 'decoding'])
+    if 'chat_core' in a: print(core_text(a['chat_core']))
     for gone in a['not_run']: print(f"not run: {gone['task']}: {gone['why']}")
     return t.style.format({c:'{:.1%}' for c in t if c!='problems'}, na_rep='')

@@ -3,8 +3,8 @@ import json, os, subprocess, sys, time
 from types import SimpleNamespace as NS
 import pytest, torch
 from exp2nb import sandbox
-from exp2nb.base import export_model
-from exp2nb.config import ModelConfig, UserError
+from exp2nb.base import export_model, load_base
+from exp2nb.config import ModelConfig
 from exp2nb.eval_cli import exp2_eval
 from exp2nb.evaluate import Oracle, choice_items, evaluate, score_all, score_rows, item
 from exp2nb.model import Transformer
@@ -132,6 +132,21 @@ def folders(tok, tmp_path_factory):
     out['nanochat'] = export_model(model, tok, top/'nanochat')
     return out
 
+@pytest.fixture(scope='module')
+def hub_folder(tmp_path_factory):
+    "A small Llama in Hugging Face's form."
+    tokenizers = pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
+    from exp2nb.llama import HubTokenizer, Llama, LlamaConfig
+    t = tokenizers.Tokenizer(tokenizers.models.BPE())
+    t.pre_tokenizer, t.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    t.train_from_iterator(['user assistant cat=A'], tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
+                          initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tok = HubTokenizer(t.to_str())
+    model = Llama(LlamaConfig('llama', 2, 48, 4, 2, 16, 64, tok.vocab_size, 256))
+    for p in model.parameters(): torch.nn.init.normal_(p, 0, .1)
+    export_model(model, tok, top := tmp_path_factory.mktemp('hub')/'llama')
+    return top
+
 def call(capsys, *args):
     "Exit code, stdout, stderr."
     code = 0
@@ -144,6 +159,14 @@ def test_every_form_of_a_checkpoint_has_the_same_score(folders, capsys):
     got = {k: json.loads(call(capsys, '--checkpoint', f, '--task', 'choices', '--max-items', 40, '--json')[1]) for k,f in folders.items()}
     assert len({r['tasks']['choices']['accuracy'] for r in got.values()})==1
     assert len({r['weights_sha256'] for k,r in got.items() if k!='nanochat'})==1 and got['nanochat']['family']=='nanochat'
+
+def test_an_arm_on_a_base_from_elsewhere(hub_folder, tmp_path, capsys):
+    "The base as it came, and the arm's own weights."
+    model, tok, _ = load_base(hub_folder)
+    for p in model.parameters(): p.data += .01
+    sha = save_model(tmp_path/'arm/weights', model, tok, base=str(hub_folder))
+    base, arm = (json.loads(call(capsys, '--checkpoint', f, '--task', 'choices', '--max-items', 20, '--json')[1]) for f in (hub_folder, tmp_path/'arm'))
+    assert base['family']==arm['family']=='llama' and arm['weights_sha256']==sha!=base['weights_sha256']
 
 def test_samples_and_rows(folders, capsys, tmp_path):
     rows = tmp_path/'rows.jsonl'

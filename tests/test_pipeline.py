@@ -25,6 +25,7 @@ def check_comparison(arms):
     assert arms['sft']['steps']==0 and arms['sft']['spent']['model']==0
     assert len({json.dumps(r['eval_settings'], sort_keys=True) for r in arms.values()})==1
     assert len({tuple(r['scores']['end']) for r in arms.values()})==1
+    assert all(r['chat_core']['over']==list(r['scores']['end']) and not r['chat_core']['complete'] for r in arms.values())
 
 # the embedded task
 
