@@ -5,8 +5,9 @@ def pytest_addoption(parser): parser.addoption('--slow', action='store_true', he
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption('--slow'): return
-    for item in items:
-        if 'slow' in item.keywords: item.add_marker(pytest.mark.skip(reason='long: run with --slow'))
+    long = [i for i in items if i.get_closest_marker('slow')]
+    items[:] = [i for i in items if i not in long]
+    config.hook.pytest_deselected(items=long)
 
 @pytest.fixture
 def slow(request):

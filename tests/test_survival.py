@@ -309,3 +309,66 @@ def test_another_configuration_is_refused(tmp_path, reference):
     run_dir = tmp_path/'run'
     before('sft_plus', reference, run_dir)
     with pytest.raises(UserError, match='rl.max_new is 16 there and 17 here'): run_arm(override(config(run_dir, 'rl'), 'rl.max_new=17'), progress=False)
+
+
+# ---- through the commands that people use ----
+
+ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+needs_commands = pytest.mark.skipif(not shutil.which('exp2_status', path=ENV['PATH']), reason='the console scripts are not installed: pip install -e .')
+SMALL = CHANGES + ' n_train=48 n_test=6 dev=6'
+
+def command(run_dir, *args):
+    "Start a command of the project; what it says goes to a file."
+    run_dir.mkdir(exist_ok=True)
+    with open(run_dir/'said.txt', 'w') as f: return subprocess.Popen([str(a) for a in args], cwd=ROOT, env=ENV, stdout=f, stderr=subprocess.STDOUT)
+
+def script(run_dir): return command(run_dir, 'bash', ROOT/'runs'/'exp2.sh', '--preset', 'smoke', '--arms', 'rl', '--run-dir', run_dir, '--changes', SMALL)
+def papermill(run_dir):
+    return command(run_dir, 'papermill', '--no-progress-bar', ROOT/'nbs'/'run_arm.ipynb', run_dir/'out.ipynb', '-p', 'arm', 'rl', '-p', 'preset', 'smoke', '-r', 'run_dir', run_dir, '-r', 'changes', SMALL)
+
+def wait_for_rows(run_dir, p, stage, rows):
+    log, until = run_dir/FOLDERS[stage]/'metrics.jsonl', time.monotonic()+180
+    while not log.exists() or len(read_jsonl(log)) < rows:
+        assert p.poll() is None and time.monotonic() < until, (run_dir/'said.txt').read_text()
+        time.sleep(.02)
+
+@needs_commands
+@pytest.mark.parametrize('number', (signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)))
+def test_the_script_passes_a_signal_to_the_writer_and_waits(tmp_path, expected, number):
+    run_dir = tmp_path/'run'
+    p = script(run_dir)
+    try:
+        wait_for_rows(run_dir, p, 'sft', 3)
+        writer = lock_holder(run_dir/FOLDERS['sft'])['pid']
+        began = time.monotonic()
+        p.send_signal(number)
+        p.wait(35)
+    finally: p.kill()
+    said = (run_dir/'said.txt').read_text()
+    assert p.returncode==143 and time.monotonic()-began < 30 and 'The same command goes on from the last checkpoint' in said, said
+    step, _ = load_checkpoint(run_dir/FOLDERS['sft'])
+    assert step>=3 and step==len(read_jsonl(run_dir/FOLDERS['sft']/'metrics.jsonl'))   # nothing was lost
+    assert lock_holder(run_dir/FOLDERS['sft']) is None
+    for _ in range(100):   # and nobody is left behind
+        try: os.kill(writer, 0); time.sleep(.1)
+        except ProcessLookupError: break
+    else: pytest.fail('the kernel outlived its script')
+    p = script(run_dir)
+    assert p.wait(300)==0, (run_dir/'said.txt').read_text()
+    assert_same(run_dir, expected, ['base', 'sft'])
+
+@needs_commands
+@pytest.mark.slow
+def test_a_bare_papermill_dies_at_once_and_goes_on(tmp_path, expected):
+    run_dir = tmp_path/'run'
+    p = papermill(run_dir)
+    wait_for_rows(run_dir, p, 'sft', 3)
+    p.terminate()
+    assert p.wait(10)!=0
+    for _ in range(150):
+        if not lock_holder(run_dir/FOLDERS['sft']): break
+        time.sleep(.1)
+    else: pytest.fail('the kernel outlived papermill')
+    p = papermill(run_dir)
+    assert p.wait(300)==0, (run_dir/'said.txt').read_text()
+    assert_same(run_dir, expected, ['base', 'sft'])
