@@ -7,7 +7,7 @@ __all__ = ['TEXT', 'TRAIN_PROBLEMS', 'FULL_MIXTURE', 'DEVICES', 'LAUNCHES', 'LAU
            'measured_peak', 'device_facts', 'rl_step', 'sft_step', 'decode_seconds', 'cache_bytes', 'memory', 'plan',
            'earlier_stages', 'rl_plan', 'sft_plus_plan', 'plan_text', 'console', 'exp2_plan', 'main']
 
-# %% ../nbs/20_plan.ipynb #5abdd370
+# %% ../nbs/20_plan.ipynb #9974bda1
 import json, re, sys, time
 
 import torch
@@ -16,6 +16,7 @@ from fastcore.script import anno_parser, call_parse, store_true
 from .config import UserError, check_choice, cli_errors, make_config
 from .flops import Work, muon_flops, optimizer_cost, rollout_cost, supervised_cost, train_flops, update_cost
 from .ledger import would_buy
+from .base import load_base
 from .model import shape_of
 
 # %% ../nbs/20_plan.ipynb #ce3873a1
@@ -113,7 +114,7 @@ def memory(
                activations=tokens*shape.layers*shape.width*SAVED_LAYER*size, logits=int(tokens*new/(prompt+new))*shape.vocab*SAVED_HEAD*4)
     return out | dict(total=sum(out.values())-min(out['kv_cache'], out['activations']+out['logits']))
 
-# %% ../nbs/20_plan.ipynb #54eecd0f
+# %% ../nbs/20_plan.ipynb #30523db3
 def plan(
     c,                         # configuration: `make_config(preset)`
     prompt_tokens:int=0,       # mean tokens of a prompt; 0: as known for the task
@@ -123,10 +124,12 @@ def plan(
     devices:int=1,             # how many
     mfu:float=.35,             # utilisation of the matmuls
     peak:float=0,              # FLOP/s of a device; 0: as known
-    shape=None                 # model's `Shape`; default: the preset's
+    shape=None                 # model's `Shape`; default: that of the base, if one is given, or the preset's
 )->dict:                       # see `plan_text` for a reading of it
     "What every stage and arm will cost, by preset and device. Raises `UserError` for values that make no sense."
-    shape, device = shape or shape_of(c.model), device or ('h100' if c.preset in ('d12', 'd26') else 'cpu')
+    given = c.base or c.sft_checkpoint
+    shape = shape or (load_base(given)[0].shape if given else shape_of(c.model))
+    device = device or ('h100' if c.preset in ('d12', 'd26') else 'cpu')
     P, n, S = prompt_tokens or TEXT[c.task][0], completion_tokens or TEXT[c.task][1], samples or c.rl.samples
     for name,v,low in (('prompt-tokens', P, 1), ('completion-tokens', n, 1), ('samples', S, 2), ('devices', devices, 1)):
         if v < low: raise UserError(f'--{name} {v} makes no sense: give a whole number of at least {low}.')
@@ -141,14 +144,16 @@ def plan(
     return dict(preset=c.preset, task=c.task, device=device, devices=devices, mfu=mfu, peak=facts[0], prompt_tokens=P, completion_tokens=n, samples=S, problems=problems,
                 parameters=shape.n, **before, rl=rl, sft_plus=more, memory=memory(shape, c, device, devices, P, n, S) | dict(available=facts[1]))
 
-# %% ../nbs/20_plan.ipynb #b890082f
+# %% ../nbs/20_plan.ipynb #105b0363
 def earlier_stages(shape, c, problems, conversation, hours):
-    "Pretraining and SFT: tokens, steps, FLOPs and hours."
+    "Pretraining and SFT: tokens, steps, FLOPs and hours; nothing for what was done before it came here."
+    done = ('pretrain', 'sft') if c.sft_checkpoint else ('pretrain',) if c.base else ()
     mix = FULL_MIXTURE if c.preset in ('d12', 'd26') else c.sft.target_copies*problems*(1+c.sft.spelling+c.sft.choices)*conversation
     out = {}
     for name,tokens,length,batch in (('pretrain', c.pretrain.tokens_per_param*shape.n, shape.context, c.pretrain.batch_tokens),
                                      ('sft', (c.sft_passes or c.sft.passes)*mix, conversation, c.sft.batch_tokens)):
-        steps = max(1, round(tokens/batch))
+        if name in done: tokens = 0
+        steps = max(name not in done, round(tokens/batch))
         flops = int(tokens/length*train_flops(shape, length)) + steps*muon_flops(shape.matrices)
         out[name] = dict(tokens=int(tokens), steps=steps, flops=flops, hours=hours(flops))
     return out
@@ -177,7 +182,7 @@ def sft_plus_plan(shape, c, problems, P, n, rl, hours):
     return dict(conversations=batch, **buys[c.match_on], total=rl['model'] if c.match_on=='model' else int(buys[c.match_on]['steps']*price['model']),
                 hours=buys[c.match_on]['steps']*price['seconds']/3600, match_on=c.match_on, would_buy=buys)
 
-# %% ../nbs/20_plan.ipynb #ba05d797
+# %% ../nbs/20_plan.ipynb #e075d080
 def _hours(h): return f'{h*3600:.0f} s' if h < 1/30 else f'{h*60:.0f} min' if h < 2 else f'{h:.1f} h'
 
 def plan_text(p:dict)->str:
@@ -187,7 +192,7 @@ def plan_text(p:dict)->str:
     share = lambda k: f"{rl['flops'][k]/rl['total']:.0%}"
     out = [f"{p['preset']} on {p['task']}: {p['parameters']/1e6:,.1f} M matmul parameters, {p['problems']:,} problems, {p['prompt_tokens']} + {p['completion_tokens']} tokens, {p['samples']} samples",
            f"{p['devices']} × {p['device']}, {p['peak']/1e12:,.3g} TFLOP/s at {p['mfu']:.0%} (evaluation is not in the plan)", '',
-           line('', 'steps', 'FLOPs', 'time'), row('pretrain', p['pretrain']['steps'], p['pretrain']['flops'], p['pretrain']['hours']), row('sft', p['sft']['steps'], p['sft']['flops'], p['sft']['hours'])]
+           line('', 'steps', 'FLOPs', 'time'), *(row(k, p[k]['steps'], p[k]['flops'], p[k]['hours']) for k in ('pretrain', 'sft') if p[k]['steps'])]
     out += [row(f'rl: {k} ({share(k)})', '', rl['flops'][k], rl['hours'][k]) for k in rl['flops']]
     out += [row('rl', rl['steps'], rl['total'], rl['hours']['total']), row('sft_plus', sp['steps'], sp['total'], sp['hours']), '',
             f"SFT+ passes {sp['epochs']:.1f} times over the problems, matched on {sp['match_on']}. Another basis would buy: "
@@ -211,7 +216,7 @@ def console(
     kw = vars(parser.parse_args(args))
     return f(**{k:v for k,v in kw.items() if k not in ('pdb', 'xtra')})
 
-# %% ../nbs/20_plan.ipynb #e4db4eda
+# %% ../nbs/20_plan.ipynb #85ed2ecf
 @call_parse
 @cli_errors
 def exp2_plan(
@@ -225,10 +230,11 @@ def exp2_plan(
     mfu:float=.35,             # utilisation of the matmuls, 0 to 1
     peak:float=0,              # FLOP/s of one device; default: its data sheet, or measured for cpu
     match_on:str='model',      # basis on which SFT+ is matched: model, executed, note, seconds
+    base:str='',               # a base of your own: folder, file or Hub name
     json:store_true=False      # print JSON
 ):
     "What each stage and arm will cost, before anything is trained."
-    p = plan(make_config(preset, task, match_on=match_on), prompt_tokens, completion_tokens, samples, device, devices, mfu, peak)
+    p = plan(make_config(preset, task, match_on=match_on, base=base), prompt_tokens, completion_tokens, samples, device, devices, mfu, peak)
     print(_as_json(p) if json else plan_text(p))
 
 def _as_json(p): return json.dumps(p, indent=1)   # `json` is an option inside the function

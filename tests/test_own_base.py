@@ -72,7 +72,7 @@ def test_a_finished_arm_leaves_in_the_form_it_came(runs, tmp_path):
     d, base, arms = runs
     folder = arm_folder(config(d, 'rl', base=str(base)))
     back, tok, _ = load_base(export_arm(folder, tmp_path/'out'))
-    from exp2nb.store import weights_hash, load_artifact
+    from exp2nb.store import load_artifact
     for k,v in load_artifact(folder/'weights')[0].items(): assert torch.equal(v.float(), back.state_dict()[k].float()), k
     assert 'rl on stories' in next((tmp_path/'out').rglob('README.md')).read_text()
 
