@@ -79,7 +79,7 @@ class Rates:
         "The same rates, each multiplied by its own fraction."
         return Rates(self.matrix*matrix, self.embedding*embedding, self.head*head, self.scalar*scalar)
 
-# %% ../nbs/00_config.ipynb #e742be36
+# %% ../nbs/00_config.ipynb #9a47875c
 @dataclass(frozen=True)
 class PretrainConfig:
     "Next-token prediction on plain text."
@@ -99,7 +99,7 @@ class SFTConfig:
     decay:float = 1.              # share of the steps that decays linearly to zero
     target_copies:int = 2         # the target's problems appear this often in the mixture
     spelling:float = 0.25         # spelling conversations per target conversation (embedded mixture)
-    choices:float = 0.25          # four-choice conversations per target conversation (embedded mixture)
+    choices:float = 0.5           # four-choice conversations per target conversation (embedded mixture)
     identity:str = ''             # JSONL file of identity conversations (full-size mixture)
 
 # %% ../nbs/00_config.ipynb #654778c5
