@@ -3,7 +3,4 @@
 #   bash runs/d12_1gpu.sh [--dry-run] [any option of runs/exp2.sh]
 # Without internet on this machine: exp2_fetch --preset d12 --data-dir DIR on another one, then --data-dir DIR here.
 # nanochat's 12-layer model hardly ever solves a GSM8K problem: look at the pre-flight before you let it run, or begin with --task stories.
-set -eu
-here=$(dirname "$0")
-bash "$here/exp2.sh" --preset d12 "$@"
-case " $* " in *' --dry-run '*) . "$here/env.sh"; make_env ''; exp2_plan --preset d12 --device "${DEVICE:-h100}" --devices 1 ;; esac
+DEVICES=1 exec bash "$(dirname "$0")/exp2.sh" --preset d12 "$@"   # DEVICES is for the plan that --dry-run prints

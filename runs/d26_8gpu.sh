@@ -4,7 +4,4 @@
 # With a base of your own (--base PATH: nanochat's d26, or a Llama-type model) nothing is pretrained here.
 # Three seeds or more are what a verdict needs at these accuracies: --seeds 3 repeats everything after the shared SFT.
 # Metrics in W&B or trackio as well: --changes tracker=wandb. From an SFT checkpoint that you have: --changes sft_checkpoint=/its/path
-set -eu
-here=$(dirname "$0")
-bash "$here/exp2.sh" --preset d26 "$@"
-case " $* " in *' --dry-run '*) . "$here/env.sh"; make_env ''; exp2_plan --preset d26 --device "${DEVICE:-h100}" --devices 8 ;; esac
+DEVICES=8 exec bash "$(dirname "$0")/exp2.sh" --preset d26 "$@"   # DEVICES is for the plan that --dry-run prints

@@ -33,7 +33,11 @@ queue=$(exp2_queue --preset "$preset" --task "$task" --base "$base" --arms "$arm
         --budgets "$budgets" --sft_passes "$passes" --vary "$vary" --data_dir "$data_dir" --changes "$changes") || exit $?
 run_dir=$(sed -n 's/^# run_dir //p' <<<"$queue")
 sed -n 's/^# say //p' <<<"$queue"
-[ -n "$dry" ] && { sed -n '/^#/!p' <<<"$queue" | sed 's/^/would run: /'; exit 0; }
+if [ -n "$dry" ]; then   # DEVICE and DEVICES: what the plan is for, e.g. DEVICE=a100 DEVICES=8
+    sed -n '/^#/!p' <<<"$queue" | sed 's/^/would run: /'
+    exp2_plan --preset "$preset" --task "$task" --base "$base" --match-on "$match_on" ${DEVICE:+--device "$DEVICE"} --devices "${DEVICES:-1}"
+    exit
+fi
 mkdir -p "$run_dir/notebooks" "$run_dir/report"
 
 child=''

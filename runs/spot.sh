@@ -11,8 +11,6 @@ run=${RUN_DIR:-$root/out/spot}
 case " $* " in *' --dry-run '*)
     bash "$here/exp2.sh" "$@" --run-dir "$run" || exit $?
     echo "would copy: $bucket → $run before, $run → $bucket every ${EVERY:-60} s and at the end"
-    p=$(sed -n 's/.*--preset \([a-z0-9]*\).*/\1/p' <<<"$*"); . "$here/env.sh"; make_env ''
-    exp2_plan --preset "${p:-tiny}" ${DEVICE:+--device "$DEVICE"} --devices "${DEVICES:-1}"
     exit ;; esac
 [ -d "$bucket" ] || { echo "error: there is no folder $bucket: mount the bucket there first." >&2; exit 2; }
 
