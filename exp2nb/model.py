@@ -59,7 +59,7 @@ def shape_of(c:ModelConfig)->Shape:
     return Shape(layers=c.depth, width=d, heads=c.n_head, kv_heads=c.n_kv_head, head_dim=c.head_dim, vocab=c.padded_vocab,
                  matrices=((q,d), (kv,d), (kv,d), (d,q), (4*d,d), (d,4*d))*c.depth, windows=c.windows, context=c.context)
 
-# %% ../nbs/07_model.ipynb #3aa4b8f9
+# %% ../nbs/07_model.ipynb #3548c2dd
 class Transformer(nn.Module):
     "Decoder-only transformer behind the model protocol (see `exp2nb.protocol`)."
     def __init__(self, c:ModelConfig, seed:int=0):
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
     def hidden(self, ids, pos, attn):
         "ids, pos: (N,) → vectors (N, width)."
         x, (cos,sin) = norm(self.embed(ids)), rope_angles(pos, self.shape.head_dim)
-        for i,b in enumerate(self.blocks): x = b(x, lambda q,k,v: attn.attend(i, q, k, v), cos, sin)
+        for i,b in enumerate(self.blocks): x = b(x, lambda q,k,v,i=i: attn.attend(i, q, k, v), cos, sin)
         return x
 
     def logits(self, h):
