@@ -13,14 +13,14 @@ find_python() {   # the newest of the supported Pythons that really starts
 
 make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'; with EXP2_ENV=active, the environment that is active already is used as it is
     [ "${EXP2_ENV:-}" = active ] && return
-    local want; want="$(cat pyproject.toml runs/constraints.txt | cksum) [$1]"
-    if [ "$(cat .venv/.made-of 2>/dev/null)" != "$want" ]; then
+    local want have; want="$(cat pyproject.toml runs/constraints.txt | cksum) [$1]"; have=$(cat .venv/.made-of 2>/dev/null)
+    if [ "$have" != "$want" ] && { [ -n "$1" ] || [ "${have%% \[*}" != "${want%% \[*}" ]; }; then   # an environment with more extras will do
         local python; python=$(find_python) || exit 1
         echo "Making the environment in .venv (once; a few minutes)."
         [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 1
         # Without a GPU, PyTorch's own index has a build without CUDA: megabytes in place of gigabytes.
         local index=(); command -v nvidia-smi >/dev/null || index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-        .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 --timeout 30 "${index[@]}" -c runs/constraints.txt torch \
+        .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 --timeout 30 ${index[@]+"${index[@]}"} -c runs/constraints.txt torch \
         && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c runs/constraints.txt -e ".${1:+[$1]}" \
         && .venv/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null 2>&1 \
         && echo "$want" > .venv/.made-of || { echo "error: the installation failed: see the messages above." >&2; exit 1; }
