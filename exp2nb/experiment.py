@@ -6,13 +6,13 @@
 __all__ = ['OVERHEAD', 'queue', 'arguments', 'pieces', 'minutes', 'exp2_queue', 'numbers', 'exp2_arm', 'one_of_many', 'arm_main',
            'scaled', 'trial', 'tune', 'exp2_tune']
 
-# %% ../nbs/17b_experiment.ipynb #d0862d0b
+# %% ../nbs/17b_experiment.ipynb #469ddb9d
 import json, os, shlex, sys
 from dataclasses import replace
 from fastcore.script import call_parse
 from . import parallel
-from .arms import ARMS, Lab, arm_folder, arms_folder, launch, run_arm
-from .config import Config, UserError, check_choice, cli_errors, device_of, make_config, override
+from .arms import ARMS, Lab, arm_folder, arms_folder, base_folder, launch, run_arm, sft_folder
+from .config import Config, UserError, check_choice, cli_errors, device_of, make_config, override, run_folder
 from .evaluate import score_rows
 from .plan import console, plan
 from .show import notebook_config, project_root
@@ -63,7 +63,7 @@ def minutes(cs:list)->float:
     "Estimated minutes of a queue on this machine, installation aside."
     return sum(pieces(cs).values())/60
 
-# %% ../nbs/17b_experiment.ipynb #2ad9440b
+# %% ../nbs/17b_experiment.ipynb #6d4eac13
 @call_parse
 @cli_errors
 def exp2_queue(
@@ -87,8 +87,8 @@ def exp2_queue(
     cs = queue(c, arms.split(','), seeds, numbers('budgets', budgets), numbers('sft-passes', sft_passes))
     print(f'# run_dir {c.run_dir}')
     print('# plan ' + json.dumps(dict(pieces=pieces(cs))))   # for exp2_status
-    time, where = minutes(cs)
-    print(f"# say {len(cs)} arms of {c.preset} on {c.task}, seeds {seeds}: about {max(1, round(time))} minutes on {where}, installation aside. Everything goes to {c.run_dir}.")
+    where = 'this machine' if plan(cs[0])['device']=='cpu' else plan(cs[0])['device']
+    print(f"# say {len(cs)} arms of {c.preset} on {c.task}, seeds {seeds}: about {max(1, round(minutes(cs)))} minutes on {where}, installation aside. Everything goes to {c.run_dir}.")
     for x in cs: print(f"{x.arm}/{f'passes{x.sft_passes:g}-' if x.sft_passes else ''}{x.match_on}-{x.budget:g}/seed{x.seed} {arguments(x, changes)}")
 
 def numbers(name, text):
