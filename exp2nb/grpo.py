@@ -6,7 +6,7 @@
 __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 'policy_loss', 'policy_micro_batches', 'GRPO',
            'summary', 'off_policy_gap', 'preflight']
 
-# %% ../nbs/14_grpo.ipynb #579c187d
+# %% ../nbs/14_grpo.ipynb #be7eba13
 import json, math, time
 import torch
 from fastcore.basics import patch
@@ -17,7 +17,7 @@ from .flops import Work, optimizer_cost, update_cost
 from .ledger import Budget
 from .optim import Optimizer, schedule
 from .protocol import Segments
-from .train import Noise, check_finite, grad_sq, spent_row
+from .train import Noise, check_finite, grad_sq, spent_row, sum_over_pieces
 
 # %% ../nbs/14_grpo.ipynb #3c3b154b
 def advantages(
@@ -86,7 +86,7 @@ def logprobs_of(
         logits = logits.masked_fill(logits < kth.detach(), -torch.inf)
     return picked[:,0] - logits.logsumexp(-1)
 
-# %% ../nbs/14_grpo.ipynb #1fa9a196
+# %% ../nbs/14_grpo.ipynb #addb3d6a
 def policy_loss(
     model,
     groups,              # list of (prompt ids, samples, weights)
@@ -97,9 +97,13 @@ def policy_loss(
     device = next(model.parameters()).device
     ids,seg,where,targets,weights = policy_batch(groups, model.shape, device)
     with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
-        h = model.hidden(ids, seg.pos, seg)
-        lp = logprobs_of(model.logits(h[where]), targets, top_k, temperature)
-    return -(weights*lp).sum(), lp.detach(), Work(seg.n, len(where), sum(seg.pairs))
+        h, said = model.hidden(ids, seg.pos, seg)[where], []
+        def piece(x, i):
+            lp = logprobs_of(model.logits(x), targets[i], top_k, temperature)
+            said.append(lp.detach())
+            return -(weights[i]*lp).sum()
+        loss = sum_over_pieces(model, h, piece)
+    return loss, torch.cat(said), Work(seg.n, len(where), sum(seg.pairs))
 
 # %% ../nbs/14_grpo.ipynb #da3c3e16
 def policy_micro_batches(
