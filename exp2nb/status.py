@@ -30,7 +30,7 @@ def piece_status(
                 checkpoint=max((int(p.name[5:]) for p in checkpoints(folder)), default=None),
                 writer=writer, quiet=time.time()-log.stat().st_mtime if writer and rows else None)
 
-# %% ../nbs/23_status.ipynb #5b26dcb5
+# %% ../nbs/23_status.ipynb #a9404938
 def status(
     run_dir,   # the folder that the arms of one comparison share
 )->dict:       # run_dir, pieces {name: `piece_status`}, seconds_left, unknown (pieces whose time cannot be told)
@@ -40,10 +40,11 @@ def status(
     found = sorted((p.parent for p in run_dir.rglob('config.json') if 'checkpoints' not in p.parts), key=lambda p: p.stat().st_mtime)
     pieces = {str(p.relative_to(run_dir)): piece_status(p) for p in found}
     plan = run_dir/'plan.json'
-    for name in (read_json(plan)['pieces'] if plan.exists() else []):
+    planned = read_json(plan)['pieces'] if plan.exists() else {}
+    for name in planned:
         pieces.setdefault(name, dict(state='not begun', step=0, total=None, seconds=0., seconds_left=None, checkpoint=None, writer=None, quiet=None))
     for name,s in pieces.items():
-        if s['seconds_left'] is None: s['seconds_left'] = _like(name, pieces)
+        if s['seconds_left'] is None: s['seconds_left'] = _like(name, pieces) or planned.get(name)
     return dict(run_dir=str(run_dir), pieces=pieces, seconds_left=sum(s['seconds_left'] or 0. for s in pieces.values()),
                 unknown=[n for n,s in pieces.items() if s['seconds_left'] is None])
 
