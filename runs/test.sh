@@ -16,7 +16,20 @@ in_sync() {       # export and clean a copy: nothing may change
     && diff -r -x __pycache__ -x .ipynb_checkpoints nbs "$copy/nbs" && diff -r -x __pycache__ exp2nb "$copy/exp2nb"
     local rc=$?; rm -rf "$copy"; return $rc
 }
-imports() { for m in exp2nb/[a-z]*.py; do python -c "import exp2nb.$(basename "$m" .py)" || return 1; done; }
+imports() {       # each in a process that has seen no other module of the package (the heavy libraries are loaded once, before the forks)
+    python - <<'PY'
+import importlib, os, pathlib, sys, traceback
+import datasets, matplotlib.pyplot, pandas, scipy.stats, torch
+bad = []
+for f in sorted(pathlib.Path('exp2nb').glob('[a-z]*.py')):
+    if not (pid := os.fork()):
+        try: importlib.import_module(f'exp2nb.{f.stem}')
+        except BaseException: traceback.print_exc(); os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]: bad.append(f.stem)
+sys.exit(f'these modules do not import by themselves: {bad}' if bad else 0)
+PY
+}
 step 'exported files in sync, notebooks clean' in_sync
 step 'lint' ruff check exp2nb tests
 step 'every module imports in a fresh process' imports
