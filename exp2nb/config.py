@@ -238,7 +238,7 @@ def check_config_values(c:Config)->Config:
     if c.model.width % c.model.head_dim: raise UserError(f'a width of {c.model.width} is not a multiple of head_dim={c.model.head_dim}.')
     return c
 
-# %% ../nbs/00_config.ipynb #da2ee266
+# %% ../nbs/00_config.ipynb #14b8a42b
 def override(
     c:Config,
     changes            # 'rl.steps=20 rl.samples=8', or {'rl.steps': 20}
@@ -262,8 +262,10 @@ def override(
 def _split_change(text):
     if '=' not in text: raise UserError(f"{text!r} is not a change: write name=value, such as rl.steps=20.")
     name,value = text.split('=', 1)
-    try: return name, json.loads(value)
-    except json.JSONDecodeError: return name, value
+    for read in (json.loads, float):   # JSON has no .05
+        try: return name, read(value)
+        except ValueError: pass
+    return name, value
 
 # %% ../nbs/00_config.ipynb #66b60c9e
 def sha256_of(
