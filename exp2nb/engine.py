@@ -293,7 +293,7 @@ def once(cache:dict, key, make):
     if key not in cache: cache[key] = make()
     return cache[key]
 
-# %% ../nbs/10_engine.ipynb #5f395c04
+# %% ../nbs/10_engine.ipynb #3ae41a35
 @patch
 def attend(self:Decode, layer, q, k, v):
     "One step's attention: q (R, heads, head_dim), k and v (R, kv_heads, head_dim) → (R, heads, head_dim)."
@@ -306,6 +306,7 @@ def attend(self:Decode, layer, q, k, v):
         b,lb = self.attend_own(layer, q4, window)
         return (b + torch.sigmoid(la-lb).to(b.dtype)*(a-b)).flatten(1, 2)
 
+# %% ../nbs/10_engine.ipynb #33605cab
 @patch
 def attend_own(self:Decode, layer, q, window):
     "A row's own tokens, the new one included, block by block."
@@ -328,6 +329,7 @@ def blend(p, vs):
         out = torch.bmm(w, v.flatten(0, 1)) if out is None else torch.baddbmm(out, w, v.flatten(0, 1))
     return out.unflatten(0, p.shape[:2])
 
+# %% ../nbs/10_engine.ipynb #ff22468c
 @patch
 def attend_prompt(self:Decode, layer, q, window):
     "The shared prompts: the queries of a prompt's rows in one product."
