@@ -443,12 +443,12 @@ def to_score(self:Lab, folder, model)->list:
         return m
     return [('end', lambda: model, name) for name in self.tasks] + ([('best_dev', best, self.c.task)] if (folder/'best_dev').exists() else [])
 
-# %% ../nbs/17_arms.ipynb #7a451050
+# %% ../nbs/17_arms.ipynb #3c445f88
 @patch
 def scores(self:Lab, model, tok, label, items, ledger, tasks):
     "Scores on `tasks`, with progress."
     bar = lambda name: progress_bar(name) if self.progress else None
-    return evaluate(model, tok, tasks, self.c.eval, model.shape.context, self.c.task, label, items, ledger, seed=self.c.seed, dtype=self.dtype, progress=bar)
+    return evaluate(model, tok, tasks, self.c.eval, model.shape.context, self.c.task, label, items, ledger, seed=self.c.seed, dtype=self.dtype, progress=bar, allow_unsafe=self.c.eval.allow_unsafe)
 
 @patch
 def answers(self:Lab, model, tok, task, label):

@@ -102,7 +102,7 @@ class SFTConfig:
     choices:float = 0.5           # four-choice conversations per target conversation (embedded mixture)
     identity:str = ''             # JSONL file of identity conversations (full-size mixture)
 
-# %% ../nbs/00_config.ipynb #654778c5
+# %% ../nbs/00_config.ipynb #c771c73c
 @dataclass(frozen=True)
 class RLConfig:
     "GRPO as in the note: on-policy, mean-subtracted reward, no KL, no clipping."
@@ -137,6 +137,7 @@ class EvalConfig:
     rows:int = 256                # rows that decode together
     curve:int = 8                 # greedy dev scores along the budget, the same number for each arm
     kl_prompts:int = 64           # dev prompts on which the distance to the SFT checkpoint is taken
+    allow_unsafe:bool = False     # run HumanEval's programs even where nothing isolates them; stamped into the score
 
 # %% ../nbs/00_config.ipynb #ef5173c0
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ def html_budget(result):
     if z: notes.append(f"Groups without signal in RL: {', '.join(percent(x,0)+' %' for x in z)}{' (per seed)' if many else ''}.")
     return html_table(rows, ['arm','spent after SFT' if on=='seconds' else 'FLOPs after SFT','steps','epochs','accuracy, % (95 %)']) + ''.join(f'<p class="small">{E(n)}</p>' for n in notes)
 
-# %% ../nbs/19_report.ipynb #5528e1db
+# %% ../nbs/19_report.ipynb #23a8cb7b
 def html_scores(result):
     "Every arm, with every decoding and checkpoint that was run."
     ways = [('end','greedy','end, greedy'), ('best_dev','greedy','best on dev, greedy'), ('end','sampled','end, temperature 1'), ('best_dev','sampled','best on dev, temperature 1')]
@@ -289,7 +289,7 @@ def html_scores(result):
 def html_beside(result):
     d = pd.DataFrame(result['tables']['beside'])
     arms = list(dict.fromkeys(d.arm))
-    def show(m, r): return '–' if r.empty else f'{r.value.iloc[0]:.3f}' if 'KL' in m else f'{r.value.iloc[0]:,.0f}' if 'noise' in m else percent(r.value.iloc[0])+' %'
+    def show(m, r): return '–' if r.empty else f'{r.value.iloc[0]:.3f}' if 'KL' in m or 'CORE' in m else f'{r.value.iloc[0]:,.0f}' if 'noise' in m else percent(r.value.iloc[0])+' %'
     rows = [[m]+[show(m, d[(d.measure==m)&(d.arm==a)]) for a in arms] for m in dict.fromkeys(d.measure)]
     return html_table(rows, ['measure']+[label(a) for a in arms], 'Means over seeds, end of budget')
 
@@ -342,7 +342,7 @@ def html_page(result, figs)->str:
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>RL or extra SFT? {E(result["task"])}</title><style>{CSS}</style></head><body>{"".join(body)}</body></html>')
 
-# %% ../nbs/19_report.ipynb #30f9657c
+# %% ../nbs/19_report.ipynb #27a6d021
 def html_prices(result):
     rows = [[p['basis'], amount(p['rl'],p['basis']), amount(p['sft_plus'],p['basis']), f"{p['steps']:,.0f}", f"{p['epochs']:.2f}"] for p in result['tables']['prices']]
     said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run, padding included. <b>note</b>: the original note\'s formulas, literally. '
@@ -357,7 +357,9 @@ def html_tuning(rows):
 
 def html_provenance(result):
     p,s = result['provenance'], result['sft_sha256']
-    facts = {'run folders':', '.join(p['folders']), 'arm records':p['records'], 'SFT checkpoint (SHA-256)':s if isinstance(s,str) else ', '.join(s), 'code':', '.join(p['git']) or 'not recorded',
+    facts = {'run folders':', '.join(p['folders']), 'arm records':p['records'], 'SFT checkpoint (SHA-256)':s if isinstance(s,str) else ', '.join(s),
+             'base':f"{p['base_flops']:.3g} FLOPs of pretraining, not part of any budget" if p.get('base_flops') else 'given: what it cost is not known',
+             'dev problems':'may have been seen before (a given SFT checkpoint): no checkpoint was chosen on them' if p.get('dev_seen') else 'held out of every stage', 'code':', '.join(p['git']) or 'not recorded',
              'evaluation':', '.join(f'{k}={v}' for k,v in result['eval_settings'].items())}
     return '<ul>'+''.join(f'<li>{E(k)}: <code>{E(v)}</code></li>' for k,v in facts.items())+'</ul>'
 

@@ -22,14 +22,15 @@ from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from .stats import accuracy, crossover, decide, difference, holm, majority_at_k, pass_at_k, rule
 from .store import read_json, read_jsonl, write_json
 
-# %% ../nbs/18a_results.ipynb #26e84fd2
+# %% ../nbs/18a_results.ipynb #6cb71acc
 NEEDS = {
     'arm.json': ('arm', 'task', 'preset', 'seed', 'match_on', 'budget', 'sft_sha256', 'eval_settings'),
     'items.jsonl': ('task', 'id', 'sample', 'temperature', 'checkpoint', 'pred', 'correct', 'parsed', 'stopped', 'used_calculator'),
     'metrics.jsonl': ('step',),
     'ledger.jsonl': ('stage', 'step', 'flops_model', 'flops_executed', 'flops_note', 'seconds')}
 USES = {   # shown where present
-    'arm.json': ('steps', 'epochs', 'zero_advantage', 'kl_to_sft', 'tokenizer_sha256', 'base_sha256', 'not_run', 'resolution', 'ledger', 'git', 'versions', 'tuning'),
+    'arm.json': ('steps', 'epochs', 'zero_advantage', 'kl_to_sft', 'tokenizer_sha256', 'base_sha256', 'not_run', 'resolution', 'ledger', 'git', 'versions', 'tuning',
+                 'base_flops', 'dev_seen', 'chat_core'),
     'config.json': ('vary', 'sft_passes', 'sft', 'n_test'),
     'items.jsonl': ('correct_last_number',),
     'metrics.jsonl': ('dev_accuracy', 'reward', 'zero_advantage', 'completion_tokens', 'entropy', 'loss', 'noise_scale')}
@@ -409,7 +410,7 @@ def also_table(study:Study, task, match_on, budget, margin)->list:
         if x is not None: add(f'RL − {label(arm)}', rl, x, study.paired and len(x)==len(rl))
     return rows
 
-# %% ../nbs/18a_results.ipynb #f2b165c1
+# %% ../nbs/18a_results.ipynb #ccdc9791
 def beside_table(study:Study, task, match_on, budget)->list:
     "Per arm and measure: mean over seeds, with the lowest and highest seed."
     rows = []
@@ -427,6 +428,8 @@ def beside_table(study:Study, task, match_on, budget)->list:
         add('answer stops', [c.stopped.mean() for c in greedy])
         add('calls the calculator', [c.used_calculator.mean() for c in greedy])
         add('KL to SFT (nats a token)', [_number(r.info.get('kl_to_sft')) for r in rs])
+        core = [r.info.get('chat_core') or {} for r in rs]
+        add('ChatCORE' if all(c.get('complete') for c in core) else 'mean of all tasks above chance (partial ChatCORE)', [c.get('value') for c in core])
         if arm=='sft': continue
         add('generation, share of FLOPs', [totals(r.ledger, ('rollout',))['model']/max(1,r.spent['model']) for r in rs])
         add('generation, share of time', [totals(r.ledger, ('rollout',))['seconds']/max(1e-9,r.spent['seconds']) for r in rs])
@@ -591,12 +594,13 @@ def summarise(
 
 def _one(values): return values[0] if len(set(values))==1 else values
 
-# %% ../nbs/18a_results.ipynb #a6323a45
+# %% ../nbs/18a_results.ipynb #9edbe34e
 def provenance(study:Study, run_dirs)->dict:
     "Which code and which hashes the numbers come from."
     rs = study.records
     return dict(folders=sorted({r.run.name for r in rs}), git=sorted({str(r.info['git']) for r in rs if r.info.get('git')}), records=len(rs),
-                base_sha256=_one([r.info.get('base_sha256') for r in rs]), tokenizer_sha256=_one([r.info.get('tokenizer_sha256') for r in rs]), vary='sft' if study.paired else 'arm')
+                base_sha256=_one([r.info.get('base_sha256') for r in rs]), tokenizer_sha256=_one([r.info.get('tokenizer_sha256') for r in rs]),
+                base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs), vary='sft' if study.paired else 'arm')
 
 def tuning_table(studies)->list:
     "Learning-rate trials on dev with their cost, from `tuning.jsonl` in a run folder, if any: they are outside the budget."

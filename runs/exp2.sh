@@ -39,7 +39,6 @@ if [ -n "$dry" ]; then   # DEVICE and DEVICES: what the plan is for, e.g. DEVICE
     exit
 fi
 mkdir -p "$run_dir/notebooks" "$run_dir/report"
-sed -n 's/^# plan //p' <<<"$queue" >"$run_dir/plan.json"   # for exp2_status
 sed -n 's/^# plan //p' <<<"$queue" >"$run_dir/plan.json"   # exp2_status reads it
 
 child=''
