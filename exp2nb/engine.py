@@ -270,7 +270,7 @@ def layout(self:Decode)->Layout:
     return Layout(t([r for rs in rows for r in rs+[0]*(S-len(rs))]), t(where), t(base), t(self.start), t(self.lengths), G, S,
                   max(self.lengths), min(self.start), len(set(self.lengths))>1, len(set(self.start))>1)
 
-# %% ../nbs/10_engine.ipynb #5ba16045
+# %% ../nbs/10_engine.ipynb #5143232e
 @patch
 def hidden_prompt(self:Decode, window):
     "True where a prompt's key may not be seen: (G, 1, S or 1, 1, longest), or None if all may."
@@ -286,7 +286,7 @@ def hidden_prompt(self:Decode, window):
 def hidden_own(self:Decode, first):
     "True where a column, counted from `first`, lies before the row's first one: (R, 1, 1, columns), or None."
     if not self._layout.late: return None
-    return (torch.arange(first, len(self.own)*self.block, device=self.device) < self._layout.start[:,None])[:,None,None]
+    return (torch.arange(first, self.now+1, device=self.device) < self._layout.start[:,None])[:,None,None]
 
 def once(cache:dict, key, make):
     "`make()`, computed once per step."
@@ -306,16 +306,17 @@ def attend(self:Decode, layer, q, k, v):
         b,lb = self.attend_own(layer, q4, window)
         return (b + torch.sigmoid(la-lb).to(b.dtype)*(a-b)).flatten(1, 2)
 
-# %% ../nbs/10_engine.ipynb #33605cab
+# %% ../nbs/10_engine.ipynb #50468e5e
 @patch
 def attend_own(self:Decode, layer, q, window):
     "A row's own tokens, the new one included, block by block."
     oldest = max(self._layout.first, 0 if window is None else self.now+1-window)
     first = oldest//self.block
     kv = [x[:,layer,:len(q)] for x in self.own[first:]]
+    kv[-1] = kv[-1][...,:self.now%self.block+1,:]
     s = torch.cat([scores(q, k) for k,_ in kv], -1)
     first *= self.block
-    s[...,:oldest-first] = NEVER; s[...,self.now+1-first:] = NEVER
+    if oldest > first: s[...,:oldest-first] = NEVER
     hidden = once(self._hidden, first, lambda: self.hidden_own(first))
     if hidden is not None: s.masked_fill_(hidden, NEVER)
     self.pairs[layer] += len(q)*s.shape[-1]
@@ -324,8 +325,8 @@ def attend_own(self:Decode, layer, q, window):
 
 def blend(p, vs):
     "p @ v, with v's rows in several blocks."
-    out, n = None, vs[0].shape[-2]
-    for w,v in zip(p.to(vs[0].dtype).flatten(0, 1).split(n, -1), vs, strict=True):
+    out = None
+    for w,v in zip(p.to(vs[0].dtype).flatten(0, 1).split([v.shape[-2] for v in vs], -1), vs, strict=True):
         out = torch.bmm(w, v.flatten(0, 1)) if out is None else torch.baddbmm(out, w, v.flatten(0, 1))
     return out.unflatten(0, p.shape[:2])
 
