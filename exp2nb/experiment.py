@@ -6,7 +6,7 @@
 __all__ = ['OVERHEAD', 'queue', 'arguments', 'pieces', 'minutes', 'exp2_queue', 'numbers', 'exp2_arm', 'one_of_many', 'arm_main',
            'scaled', 'trial', 'tune', 'exp2_tune']
 
-# %% ../nbs/17b_experiment.ipynb #469ddb9d
+# %% ../nbs/17b_experiment.ipynb #1804b56b
 import json, os, shlex, sys
 from dataclasses import replace
 from fastcore.script import call_parse
@@ -16,7 +16,7 @@ from .config import Config, UserError, check_choice, cli_errors, device_of, make
 from .evaluate import score_rows
 from .plan import console, plan
 from .show import notebook_config, project_root
-from .store import Interrupted, read_json, write_json
+from .store import Interrupted, load_artifact, read_json, write_json
 
 # %% ../nbs/17b_experiment.ipynb #375ddd7f
 def queue(
@@ -136,7 +136,7 @@ def one_of_many(c:Config)->dict:  # arm.json
 
 def arm_main(): "Console script `exp2_arm`."; console(exp2_arm)
 
-# %% ../nbs/17b_experiment.ipynb #1252fd2a
+# %% ../nbs/17b_experiment.ipynb #51fe1b6e
 def scaled(c:Config, factor:float)->Config:
     "`c` with the arm's learning rates times `factor`."
     section = 'rl' if c.arm in ('rl', 'rl_random') else 'sft_plus'
@@ -154,10 +154,16 @@ def trial(
     if (folder/'trial.json').exists(): return read_json(folder/'trial.json')
     lab = Lab(scaled(c, factor), progress)
     model, tok, _ = lab.start
-    stage = ARMS[c.arm].make(lab, model, tok, folder)
-    rows = lab.run(stage, folder, look=lambda run: dict(dev_accuracy=score_rows(lab.answers(model, tok, lab.problems[1], 'dev')[0])['accuracy']), looks=1,
-                   files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
-    out = dict(arm=c.arm, seed=c.seed, factor=factor, dev_accuracy=rows[-1]['dev_accuracy'], steps=stage.n, flops_model=stage.ledger.total('model'), seconds=stage.ledger.total('seconds'))
+    if factor==1 and (arm_folder(c)/'arm.json').exists():   # the arm itself: trained already
+        model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
+        arm = read_json(arm_folder(c)/'arm.json')
+        steps, spent = arm['steps'], arm['spent']
+    else:
+        stage = ARMS[c.arm].make(lab, model, tok, folder)
+        lab.run(stage, folder, files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
+        steps, spent = stage.n, {b: stage.ledger.total(b) for b in ('model', 'seconds')}
+    score = score_rows(lab.answers(model, tok, lab.problems[1], 'dev')[0])['accuracy']
+    out = dict(arm=c.arm, seed=c.seed, factor=factor, dev_accuracy=score, steps=steps, flops_model=spent['model'], seconds=spent['seconds'])
     write_json(folder/'trial.json', out)
     return out
 

@@ -394,7 +394,7 @@ def restore(self:Run)->bool:
     self.looked, self.best, self.extra = s['looked'], s['best'], s['extra']
     return True
 
-# %% ../nbs/13_train.ipynb #421f8f5e
+# %% ../nbs/13_train.ipynb #0f56e0b9
 @patch
 def go(self:Run, progress=True)->list:   # the rows of metrics
     "Run the stage to its end. Raises `Interrupted` after saving if the process was asked to stop."
@@ -405,8 +405,10 @@ def go(self:Run, progress=True)->list:   # the rows of metrics
                bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}', mininterval=2)
     with Interrupt() as stop, bar:
         if self.looks and self.looked==0: self._look()
+        was = self.stage.clock.fraction
         while (row := self.stage.step()) is not None:
-            due = self.looks and self.stage.clock.fraction >= self.looked/self.looks
+            now = self.stage.clock.fraction
+            due, was = self.looks and now + (now-was)/4 >= self.looked/self.looks, now   # a budget ends a token's price short of itself
             self._log(row | (self._look(row) if due else {}))
             bar.update(int(1000*self.stage.clock.fraction)-bar.n)
             bar.set_postfix_str(' '.join(f'{k} {row[k]:.3g}' for k in ('loss', 'reward') if k in row), refresh=False)
@@ -422,7 +424,7 @@ def _look(self:Run, row=None):
     "Score on dev; the look at the start is a row of its own."
     if self.look is None: self.looked += 1; return {}
     scores = self.look(self)
-    self.looked = int(self.stage.clock.fraction*self.looks+1e-9)+1
+    self.looked = max(self.looked, int(self.stage.clock.fraction*self.looks+1e-9))+1
     if row is None: self._log(dict(stage=self.stage.name, step=-1, fraction=0., flops_model=0) | scores)
     return scores
 
