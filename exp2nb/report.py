@@ -43,32 +43,33 @@ def figure(title, caption):
     def add(f): FIGURES[f.__name__] = (f, title, caption); return f
     return add
 
-# %% ../nbs/19_report.ipynb #9a88c59c
+# %% ../nbs/19_report.ipynb #05a90ffa
 def _band(ax, rows, arm):
     "Mean dev curve over seeds, with a band from the lowest to the highest."
     d = pd.DataFrame(rows)
     runs = [g.sort_values('flops') for _,g in d.groupby('seed')]
     x = np.linspace(0, min(g.flops.max() for g in runs), 60)
     y = 100*np.array([np.interp(x, g.flops, g.dev_accuracy) for g in runs])
-    ax.plot(x, y.mean(0), color=colour(arm), lw=1.8)
-    if len(runs)>1: ax.fill_between(x, y.min(0), y.max(0), color=colour(arm), alpha=.18, lw=0)
+    ax.plot(x, y.mean(0), color=colour(arm), lw=1.2, alpha=.6)
+    if len(runs)>1: ax.fill_between(x, y.min(0), y.max(0), color=colour(arm), alpha=.12, lw=0)
 
-# %% ../nbs/19_report.ipynb #a802ea79
-@figure('Accuracy against the FLOPs spent after SFT', 'Points: greedy accuracy on the test problems where each budget ends, with 95 % intervals. Lines: dev problems '
-        'along the way (band: lowest to highest seed). Dashed: the SFT checkpoint from which all arms start. Look at which point is higher at the same horizontal place.')
+# %% ../nbs/19_report.ipynb #efd1df4f
+@figure('Accuracy against the FLOPs spent after SFT', 'Points: greedy accuracy on the test problems where each budget ends, with 95 % intervals. Dashed: the SFT checkpoint from which all arms start, on the same problems. '
+        'Look at which point is higher at the same horizontal place. Thin lines: the few dev problems along the way (band: lowest to highest seed); they are other problems, so compare their shape, not their height.')
 def accuracy_vs_flops(result):
     fig,ax = plt.subplots()
     t,on = result['tables'],result['budget']['match_on']
     ends = [r for r in t['ends'] if r['checkpoint']=='end' and r['decoding']=='greedy']
     for r in [r for r in ends if r['arm']=='sft']:
-        ax.axhline(100*r['accuracy'], color=colour('sft'), ls='--', lw=1.3, label='SFT (start)'); ax.axhspan(100*r['low'], 100*r['high'], color=colour('sft'), alpha=.08, lw=0)
+        ax.axhline(100*r['accuracy'], color=colour('sft'), ls='--', lw=1.3, label='SFT, test'); ax.axhspan(100*r['low'], 100*r['high'], color=colour('sft'), alpha=.08, lw=0)
     for i,arm in enumerate(a for a in dict.fromkeys(r['arm'] for r in ends) if a!='sft'):
         rows = [r for r in t['curve'] if r['arm']==arm]
         if rows: _band(ax, rows, arm)
         mine = [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')]
         for k,r in enumerate(mine):
             y = 100*np.array([r['accuracy'], r['low'], r['high']])
-            ax.errorbar(r['flops']*(1+.012*i), y[0], [[y[0]-y[1]],[y[2]-y[0]]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, mec='white', label=label(arm) if k==0 else None)
+            ax.errorbar(r['flops']*(1+.012*i), y[0], [[y[0]-y[1]],[y[2]-y[0]]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, mec='white', label=f'{label(arm)}, test' if k==0 else None)
+    if t['curve']: ax.plot([], [], color='.5', lw=1.2, label='thin: dev')
     ax.set(xlabel='model FLOPs spent after SFT', ylabel=f"accuracy on {result['task']} (%)", xlim=(0,None))
     legend_below(fig, *ax.get_legend_handles_labels())
     return fig
