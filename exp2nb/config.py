@@ -168,7 +168,7 @@ class Config:
     sft_plus:SFTPlusConfig = SFTPlusConfig()
     eval:EvalConfig = EvalConfig()
 
-# %% ../nbs/00_config.ipynb #6e903ca5
+# %% ../nbs/00_config.ipynb #432028bb
 def _full(depth):
     "The note's settings: nanochat's learning rates, AdamW's scaled with the width as nanochat does."
     s = (64*depth/768)**-.5
@@ -183,7 +183,7 @@ _tiny = dict(
     pretrain=PretrainConfig(tokens_per_param=1., batch_tokens=4096, rates=_small_rates),
     sft=SFTConfig(passes=1., batch_tokens=2560, micro_tokens=1280, rates=_small_rates),
     rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=4096),
-    sft_plus=SFTPlusConfig(batch_tokens=2560, rates=_small_rates.times(.5, .5, .5, .5)),
+    sft_plus=SFTPlusConfig(batch_tokens=2560, rates=_small_rates),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=4, max_new=96))
 
 _smoke = dict(
