@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OVERHEAD', 'queue', 'arguments', 'pieces', 'minutes', 'exp2_queue', 'numbers', 'exp2_arm', 'one_of_many', 'arm_main',
-           'scaled', 'trial', 'tune', 'exp2_tune']
+           'section_of', 'arm_rates', 'scaled', 'trial', 'tried', 'tune', 'exp2_tune']
 
-# %% ../nbs/17b_experiment.ipynb #1804b56b
+# %% ../nbs/17b_experiment.ipynb #5354e57b
 import json, os, shlex, sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from statistics import fmean
 from fastcore.script import call_parse
 from . import parallel
 from .arms import ARMS, Lab, arm_folder, arms_folder, base_folder, launch, run_arm, sft_folder
@@ -136,12 +137,14 @@ def one_of_many(c:Config)->dict:  # arm.json
 
 def arm_main(): "Console script `exp2_arm`."; console(exp2_arm)
 
-# %% ../nbs/17b_experiment.ipynb #51fe1b6e
+# %% ../nbs/17b_experiment.ipynb #c4a31451
+def section_of(arm): "The part of a configuration whose learning rates an arm uses."; return 'rl' if arm in ('rl', 'rl_random') else 'sft_plus'
+def arm_rates(c:Config): "Learning rates of the arm."; return getattr(c, section_of(c.arm)).rates
+
 def scaled(c:Config, factor:float)->Config:
     "`c` with the arm's learning rates times `factor`."
-    section = 'rl' if c.arm in ('rl', 'rl_random') else 'sft_plus'
-    part = getattr(c, section)
-    return replace(c, **{section: replace(part, rates=part.rates.times(*[factor]*4))})
+    section = section_of(c.arm)
+    return replace(c, **{section: replace(getattr(c, section), rates=arm_rates(c).times(*[factor]*4))})
 
 def trial(
     c:Config,       # the arm
@@ -151,8 +154,13 @@ def trial(
     "Train an arm with scaled rates and score its end on dev. A trial that is there already is not repeated."
     if not c.dev: raise UserError('learning rates are tuned on dev problems: give dev a number above 0.')
     folder = arms_folder(c)/'tuning'/c.arm/f'{c.match_on}-{c.budget}'/f'x{factor:g}'/f'seed{c.seed}'
-    if (folder/'trial.json').exists(): return read_json(folder/'trial.json')
-    lab = Lab(scaled(c, factor), progress)
+    c = scaled(c, factor)
+    rates = asdict(arm_rates(c))
+    if (folder/'trial.json').exists():
+        old = read_json(folder/'trial.json')
+        if old['rates']==rates: return old
+        raise UserError(f"the trial in {folder} was made with other learning rates ({old['rates']}, now {rates}): move that folder away and start again.")
+    lab = Lab(c, progress)
     model, tok, _ = lab.start
     if factor==1 and (arm_folder(c)/'arm.json').exists():   # the arm itself: trained already
         model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
@@ -163,27 +171,34 @@ def trial(
         lab.run(stage, folder, files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
         steps, spent = stage.n, {b: stage.ledger.total(b) for b in ('model', 'seconds')}
     score = score_rows(lab.answers(model, tok, lab.problems[1], 'dev')[0])['accuracy']
-    out = dict(arm=c.arm, seed=c.seed, factor=factor, dev_accuracy=score, steps=steps, flops_model=spent['model'], seconds=spent['seconds'])
+    out = dict(arm=c.arm, seed=c.seed, factor=factor, rates=rates, dev_accuracy=score, steps=steps, flops_model=spent['model'], seconds=spent['seconds'])
     write_json(folder/'trial.json', out)
     return out
 
-def tune(c:Config, arms=('rl', 'sft_plus'), factors=(.5, 1., 2.), progress=True)->list:
-    "The same trials for each arm. RL goes first: the finished RL arm sets the budget of the others."
-    rows = [trial(replace(c, arm=a), f, progress) for a in arms for f in factors]
-    best = {a: max((r for r in rows if r['arm']==a), key=lambda r: r['dev_accuracy'])['factor'] for a in arms}
-    rows = [r | dict(best='yes' if best[r['arm']]==r['factor'] else '') for r in rows]
-    path = arms_folder(c)/'tuning.jsonl'
-    path.write_text(''.join(json.dumps(r)+'\n' for r in rows))
+def tried(c:Config)->list:
+    "Every trial of the run folder at this budget, arm by arm; `best` marks the factor with the highest mean over its seeds, the smaller one of equals."
+    files = (arms_folder(c)/'tuning').glob(f'*/{c.match_on}-{c.budget}/x*/seed*/trial.json')
+    rows = sorted(map(read_json, files), key=lambda r: (list(ARMS).index(r['arm']), r['factor'], r['seed']))
+    mean = lambda arm,f: fmean(r['dev_accuracy'] for r in rows if (r['arm'], r['factor'])==(arm, f))
+    best = {r['arm']: max((x['factor'] for x in rows if x['arm']==r['arm']), key=lambda f: mean(r['arm'], f)) for r in rows}
+    return [r | dict(best='yes' if best[r['arm']]==r['factor'] else '') for r in rows]
+
+def tune(c:Config, arms=('rl', 'sft_plus'), factors=(.5, 1., 2., 4.), progress=True)->list:
+    "The same trials for each arm, RL first: its finished arm sets the budget of the others. Returns all that was tried, earlier calls included, and writes it to `tuning.jsonl`."
+    for a in arms:
+        for f in factors: trial(replace(c, arm=a), f, progress)
+    rows = tried(c)
+    (arms_folder(c)/'tuning.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     return rows
 
-# %% ../nbs/17b_experiment.ipynb #122ade63
+# %% ../nbs/17b_experiment.ipynb #62c95dd0
 @call_parse
 @cli_errors
 def exp2_tune(
     preset:str='tiny',           # smoke, tiny, d12 or d26
     task:str='',                 # stories or gsm8k
     arms:str='rl,sft_plus',      # comma-separated, each with the same trials
-    factors:str='0.5,1,2',       # on the preset's learning rates
+    factors:str='0.5,1,2,4',     # on the preset's learning rates
     run_dir:str='',              # where the SFT checkpoint and the finished RL arm are
     data_dir:str='',             # folder in the Hub's layout
     seed:int=0,

@@ -343,7 +343,7 @@ def html_page(result, figs)->str:
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>RL or extra SFT? {E(result["task"])}</title><style>{CSS}</style></head><body>{"".join(body)}</body></html>')
 
-# %% ../nbs/19_report.ipynb #27a6d021
+# %% ../nbs/19_report.ipynb #608abc12
 def html_prices(result):
     rows = [[p['basis'], amount(p['rl'],p['basis']), amount(p['sft_plus'],p['basis']), f"{p['steps']:,.0f}", f"{p['epochs']:.2f}"] for p in result['tables']['prices']]
     said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run, padding included. <b>note</b>: the original note\'s formulas, literally. '
@@ -353,7 +353,7 @@ def html_prices(result):
 def html_tuning(rows):
     if not rows: return ''
     head = list(dict.fromkeys(k for r in rows for k in r))
-    show = lambda x: f'{x:.4g}' if isinstance(x, float) else '–' if x is None else x
+    show = lambda x: f'{x:.4g}' if isinstance(x, float) else '–' if x is None else ', '.join(f'{k} {v:.3g}' for k,v in x.items()) if isinstance(x, dict) else x
     return html_table([[show(r.get(k)) for k in head] for r in rows], head, 'Scored on dev, outside the budget')
 
 def html_provenance(result):
