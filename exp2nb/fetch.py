@@ -7,9 +7,10 @@ __all__ = ['TEXT_SET', 'CHARACTERS', 'TASK_SETS', 'CONVERTED', 'TEXT_PER_BYTE', 
            'hub_files', 'files_of', 'enough', 'wanted', 'target', 'complete', 'same', 'get_file', 'get_words',
            'characters_in', 'survey', 'size', 'fetch', 'check', 'exp2_fetch_', 'exp2_fetch', 'main']
 
-# %% ../nbs/22_fetch.ipynb #289f3f86
+# %% ../nbs/22_fetch.ipynb #97d05941
 import json, os, re, shutil, sys, urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import pyarrow as pa, pyarrow.parquet as pq
@@ -136,7 +137,7 @@ def get_file(remote:Remote, to:Path, folder):
     to.parent.mkdir(parents=True, exist_ok=True)
     os.replace(got, to)
 
-# %% ../nbs/22_fetch.ipynb #89f9205b
+# %% ../nbs/22_fetch.ipynb #c08d5497
 WORDS = 'https://raw.githubusercontent.com/dwyl/english-words/master/words_alpha.txt', 4_234_917   # and about how many bytes it has
 
 def get_words(folder)->str:   # '' or why there is none
@@ -144,10 +145,12 @@ def get_words(folder)->str:   # '' or why there is none
     path = Path(folder)/'words'/'words_alpha.txt'
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urllib.request.urlopen(WORDS[0], timeout=60) as r: path.write_bytes(r.read())
+        part = path.with_suffix('.part')
+        with urllib.request.urlopen(WORDS[0], timeout=60) as r: part.write_bytes(r.read())
+        part.replace(path)
         word_list(str(folder))
         return ''
-    except (OSError, UserError) as e:
+    except (OSError, HTTPException, UserError) as e:
         path.unlink(missing_ok=True)
         return f'the word list could not be fetched ({type(e).__name__}): put {WORDS[0]} into {path}, or leave it: the spelling tasks then use the words of Python\'s own help texts'
 

@@ -18,13 +18,13 @@ from .protocol import Shape
 # %% ../nbs/08_flops.ipynb #08501ac6
 COUNTING_REVISION = 1
 
-# %% ../nbs/08_flops.ipynb #07d5be6e
+# %% ../nbs/08_flops.ipynb #c99ebf8f
 def forward_flops(
     shape:Shape,    # the model
     context:int,    # positions it attends to, itself included
     head:bool=True  # is the output matmul applied?
 )->int:             # FLOPs
-    "Forward pass of ONE position: `2N + Σ_l 4·h·k·min(context, w_l)`. Forward only: never multiply a trained figure by it twice."
+    "Forward pass of ONE position: `2N + Σ_l 4·h·k·min(context, w_l)`. Forward only: training is three of these, and `train_flops` has them in already."
     return span_flops(shape, context, context, int(head))
 
 # %% ../nbs/08_flops.ipynb #50a15299

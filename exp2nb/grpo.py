@@ -71,27 +71,29 @@ def policy_batch(
     to = lambda x,**kw: torch.tensor(x, device=device, **kw)
     return to(ids), Segments(shape, lengths, parents, device), to(where), to(targets), to(weights, dtype=torch.float32)
 
-# %% ../nbs/14_grpo.ipynb #7d853177
+# %% ../nbs/14_grpo.ipynb #6d6c9f41
 def logprobs_of(
     logits,        # (M, vocabulary)
     targets,       # (M,)
     top_k:int=0,   # 0: full softmax; else among the `top_k` best (and the target, should rounding have moved it out)
-    temperature:float=1.
+    temperature:float=1.,
+    vocab:int=None # only ids below this were sampled from: a model's padding is among the `top_k` of nobody
 ):                 # (M,)
     "Log-probabilities of the targets."
     logits = logits/temperature
     picked = logits.gather(-1, targets[:,None])
     if top_k and top_k < logits.shape[-1]:
-        kth = torch.minimum(logits.topk(top_k, -1).values[:,-1:], picked)
+        logits = logits[:,:vocab]
+        kth = torch.minimum(logits.topk(min(top_k, logits.shape[-1]), -1).values[:,-1:], picked)
         logits = logits.masked_fill(logits < kth.detach(), -torch.inf)
     return picked[:,0] - logits.logsumexp(-1)
 
-# %% ../nbs/14_grpo.ipynb #addb3d6a
+# %% ../nbs/14_grpo.ipynb #09b9f185
 def policy_loss(
     model,
     groups,              # list of (prompt ids, samples, weights)
     top_k=0, temperature=1.,   # see `logprobs_of`
-    dtype=torch.float32
+    dtype=torch.float32, vocab=None
 )->tuple:                # loss, log-probabilities (detached, in the order of the groups' sampled tokens), `Work` of the forward
     "−Σ weight · log p over sampled tokens: gradients of micro-batches add up."
     device = next(model.parameters()).device
@@ -99,7 +101,7 @@ def policy_loss(
     with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
         h, said = model.hidden(ids, seg.pos, seg)[where], []
         def piece(x, i):
-            lp = logprobs_of(model.logits(x), targets[i], top_k, temperature)
+            lp = logprobs_of(model.logits(x), targets[i], top_k, temperature, vocab)
             said.append(lp.detach())
             return -(weights[i]*lp).sum()
         loss = sum_over_pieces(model, h, piece)
@@ -126,7 +128,7 @@ def policy_micro_batches(
             room -= need
     return out
 
-# %% ../nbs/14_grpo.ipynb #ead3b105
+# %% ../nbs/14_grpo.ipynb #8f92e413
 class GRPO:
     "The RL stage: rollout, score, update. Fits `exp2nb.train.Run`."
     name = 'rl'
@@ -145,20 +147,22 @@ class GRPO:
         self.model, self.tok, self.task, self.prompt_of, self.rl, self.clock, self.ledger = model, tok, task, prompt_of, rl, clock, ledger
         self.seed, self.rollouts, self.dtype = seed, rollouts, dtype
         self.reward = reward or (lambda step,i,k,score: float(score['correct']))
-        self.opt, self.n, self.noise, self.folder, self.seen = Optimizer(model, rl.rates), 0, Noise(), None, 0
+        self.opt, self.n, self.noise, self.folder, self.seen, self.price = Optimizer(model, rl.rates), 0, Noise(), None, 0, 0   # price: of a problem, in the last step
 
-    def state_dict(self): return dict(opt=self.opt.state_dict(), n=self.n, seen=self.seen, spent=self.clock.spent, noise=self.noise.state)
+    def state_dict(self): return dict(opt=self.opt.state_dict(), n=self.n, seen=self.seen, price=self.price, spent=self.clock.spent, noise=self.noise.state)
     def load_state_dict(self, s):
         self.opt.load_state_dict(s['opt'])
-        self.n, self.seen, self.clock.spent, self.noise.state = s['n'], s['seen'], s['spent'], s['noise']
+        self.n, self.seen, self.price, self.clock.spent, self.noise.state = s['n'], s['seen'], s['price'], s['spent'], s['noise']
 
-# %% ../nbs/14_grpo.ipynb #cdc12ac2
+# %% ../nbs/14_grpo.ipynb #c2d9cc06
 @patch
 def next_problems(self:GRPO)->list:
     "Numbers of the next step's problems; [] when the clock has run out."
     count = self.rl.problems
     if self.clock.left <= 0: return []
-    if isinstance(self.clock, Budget) and self.seen: count = min(count, round(self.clock.left/(self.clock.spent/self.seen)))
+    if isinstance(self.clock, Budget) and self.price:
+        room = self.clock.left/self.price
+        count = min(count, round(room if room < 2 else .8*room))
     def at(k):
         epoch,i = divmod(k, len(self.task))
         return int(torch.randperm(len(self.task), generator=torch.Generator().manual_seed(seed_of('problems', self.seed, epoch)))[i])
@@ -192,7 +196,7 @@ def keep(self:GRPO, groups):
     for group in parallel.gather(rows):
         for row in group if self.rollouts else (): self.rollouts.append(row)
 
-# %% ../nbs/14_grpo.ipynb #8b538660
+# %% ../nbs/14_grpo.ipynb #92c0d5d8
 @patch
 def update(self:GRPO, groups)->dict:
     "Policy-gradient step over all groups of all processes. Returns metrics."
@@ -202,7 +206,7 @@ def update(self:GRPO, groups)->dict:
     parts, work, gap, first = policy_micro_batches(groups, self.rl.micro_tokens), Work(), [], None
     with self.ledger.timed('update', self.n) as cost:
         for part in parts:
-            loss,lp,w = policy_loss(self.model, part, top_k, self.rl.temperature, self.dtype)
+            loss,lp,w = policy_loss(self.model, part, top_k, self.rl.temperature, self.dtype, self.tok.vocab_size)
             loss.backward()
             work = work+w
             was = torch.tensor([l for _,ss,_ in part for s in ss for l,own in zip(s.logprobs, s.sampled) if own])
@@ -224,7 +228,7 @@ def update(self:GRPO, groups)->dict:
     scale = self.noise.update(first[1]*(big/first[0])**2, size, first[0], big) if first and first[1] and first[0] else None
     return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, logprob_drift=drift)
 
-# %% ../nbs/14_grpo.ipynb #772c10ad
+# %% ../nbs/14_grpo.ipynb #e96a08b7
 @patch
 def step(self:GRPO)->dict:   # a row of metrics; None when the clock has run out
     "Rollout and one update."
@@ -236,6 +240,7 @@ def step(self:GRPO)->dict:   # a row of metrics; None when the clock has run out
     row = spent_row(self.ledger, self.n) | dict(steps=1)
     self.clock.spend(row)
     self.n, self.seen = self.n+1, self.seen+len(numbers)
+    if isinstance(self.clock, Budget): self.price = self.clock.price(row)/len(numbers)
     return dict(stage='rl', step=self.n-1, **summary(groups), **said, fraction=self.clock.fraction, seconds=time.perf_counter()-began, flops_model=row['flops_model'])
 
 # %% ../nbs/14_grpo.ipynb #4d8e1868

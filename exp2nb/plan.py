@@ -7,13 +7,13 @@ __all__ = ['TEXT', 'TRAIN_PROBLEMS', 'FULL_MIXTURE', 'DEVICES', 'LAUNCHES', 'LAU
            'measured_peak', 'device_facts', 'rl_step', 'sft_step', 'decode_seconds', 'cache_bytes', 'memory', 'plan',
            'earlier_stages', 'rl_plan', 'sft_plus_plan', 'plan_text', 'console', 'exp2_plan', 'main']
 
-# %% ../nbs/20_plan.ipynb #9974bda1
-import json, re, sys, time
+# %% ../nbs/20_plan.ipynb #af51d184
+import functools, json, re, sys, time
 
 import torch
 from fastcore.script import anno_parser, call_parse, store_true
 
-from .config import UserError, check_choice, cli_errors, make_config
+from .config import UserError, check_choice, cli_errors, make_config, override
 from .flops import Work, muon_flops, optimizer_cost, rollout_cost, supervised_cost, train_flops, update_cost
 from .ledger import would_buy
 from .base import load_base
@@ -29,7 +29,8 @@ DEVICES = {         # FLOP/s bfloat16, bytes, bytes/s
     'l40s': (362e12, 48e9, .864e12), 'l4': (121e12, 24e9, .3e12), 'rtx4090': (165e12, 24e9, 1.01e12)}
 LAUNCHES, LAUNCH = 25, 6e-6                       # operators a layer runs for one token, and seconds to start one
 
-# %% ../nbs/20_plan.ipynb #87a9ea76
+# %% ../nbs/20_plan.ipynb #b84cff57
+@functools.cache
 def measured_peak(seconds:float=.2)->float:  # FLOP/s
     "This machine's float32 matmul speed, with the threads that PyTorch uses here."
     a = torch.randn(768, 768)
@@ -114,7 +115,7 @@ def memory(
                activations=tokens*shape.layers*shape.width*SAVED_LAYER*size, logits=int(tokens*new/(prompt+new))*shape.vocab*SAVED_HEAD*4)
     return out | dict(total=sum(out.values())-min(out['kv_cache'], out['activations']+out['logits']))
 
-# %% ../nbs/20_plan.ipynb #30523db3
+# %% ../nbs/20_plan.ipynb #11caf39f
 def plan(
     c,                         # configuration: `make_config(preset)`
     prompt_tokens:int=0,       # mean tokens of a prompt; 0: as known for the task
@@ -136,7 +137,7 @@ def plan(
     if not 0 < mfu <= 1: raise UserError(f'--mfu {mfu} makes no sense: give a share above 0 and at most 1.')
     if P+n > shape.context: raise UserError(f'{P} + {n} tokens do not fit the context of {shape.context}: give fewer --prompt-tokens or --completion-tokens.')
     facts = device_facts(device, peak)
-    problems = (c.n_train or TRAIN_PROBLEMS) - c.dev
+    problems = min(c.n_train or TRAIN_PROBLEMS, TRAIN_PROBLEMS - c.dev)
     hours = lambda flops: flops/(facts[0]*mfu*devices)/3600
     before = earlier_stages(shape, c, problems, P+n, hours)
     rl = rl_plan(shape, c, problems, S, P, n, facts, devices, mfu, hours)
@@ -216,7 +217,7 @@ def console(
     kw = vars(parser.parse_args(args))
     return f(**{k:v for k,v in kw.items() if k not in ('pdb', 'xtra')})
 
-# %% ../nbs/20_plan.ipynb #85ed2ecf
+# %% ../nbs/20_plan.ipynb #1a48c6b9
 @call_parse
 @cli_errors
 def exp2_plan(
@@ -231,10 +232,14 @@ def exp2_plan(
     peak:float=0,              # FLOP/s of one device; default: its data sheet, or measured for cpu
     match_on:str='model',      # basis on which SFT+ is matched: model, executed, note, seconds
     base:str='',               # a base of your own: folder, file or Hub name
+    budget:float=1.,           # share of the RL arm's length
+    sft_passes:float=0.,       # passes of the shared SFT stage; default: the preset's
+    changes:str='',            # inner settings, such as 'rl.steps=20'
     json:store_true=False      # print JSON
 ):
     "What each stage and arm will cost, before anything is trained."
-    p = plan(make_config(preset, task, match_on=match_on, base=base), prompt_tokens, completion_tokens, samples, device, devices, mfu, peak)
+    c = make_config(preset, task, match_on=match_on, base=base, budget=budget, sft_passes=sft_passes)
+    p = plan(override(c, changes) if changes else c, prompt_tokens, completion_tokens, samples, device, devices, mfu, peak)
     print(_as_json(p) if json else plan_text(p))
 
 def _as_json(p): return json.dumps(p, indent=1)   # `json` is an option inside the function

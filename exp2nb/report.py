@@ -343,11 +343,11 @@ def html_page(result, figs)->str:
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>RL or extra SFT? {E(result["task"])}</title><style>{CSS}</style></head><body>{"".join(body)}</body></html>')
 
-# %% ../nbs/19_report.ipynb #608abc12
+# %% ../nbs/19_report.ipynb #8514f7dc
 def html_prices(result):
     rows = [[p['basis'], amount(p['rl'],p['basis']), amount(p['sft_plus'],p['basis']), f"{p['steps']:,.0f}", f"{p['epochs']:.2f}"] for p in result['tables']['prices']]
     said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run, padding included. <b>note</b>: the original note\'s formulas, literally. '
-            '<b>seconds</b>: time of the main process.')
+            '<b>seconds</b>: time of the slowest process.')
     return html_table(rows, ['basis','RL spent','SFT+ spent','SFT+ steps that RL\'s total buys','epochs']) + f'<p class="small">{said}</p>'
 
 def html_tuning(rows):

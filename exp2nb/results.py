@@ -295,7 +295,7 @@ def outcomes(
         out.append(s.to_numpy(float))
     return np.array(out) if out else None
 
-# %% ../nbs/18a_results.ipynb #c0f364d4
+# %% ../nbs/18a_results.ipynb #2b46ed82
 @dataclass
 class Compared:
     "RL, SFT+ and SFT at one budget and basis: outcomes on one task."
@@ -310,13 +310,13 @@ def compare(study:Study, task, match_on='model', budget=1., checkpoint='end', gr
     if not seeds: return None
     got = [outcomes(rs, task, checkpoint, greedy) for rs in (*arms, study.starts_of(arms[0]))]
     if any(g is None for g in got): return None
-    if len({g.shape[1] for g in got})>1: raise UserError(f'{arms[1][0].folder/"items.jsonl"} answers another number of {task} problems than the other arms: evaluate it again.')
+    outcomes([*arms[0], *arms[1], *study.starts_of(arms[0])], task, checkpoint, greedy)   # the same problems, by name
     return Compared(*got, study.paired)
 
-# %% ../nbs/18a_results.ipynb #e3dc7356
+# %% ../nbs/18a_results.ipynb #119b4885
 def same_items(study:Study, tasks):
     "Every record answered the same problems of every task. Raises `UserError` naming the file at odds."
-    for t in tasks: outcomes(study.records, t)
+    for t in tasks: outcomes([r for r in study.records if not cells(r, t).empty], t)
 
 # %% ../nbs/18a_results.ipynb #41f6fcd7
 def ends_table(study:Study, task)->list:
@@ -352,9 +352,9 @@ def curve_table(study:Study, match_on, budget)->list:
                 rows.append(dict(arm=arm, seed=r.seed, step=int(step), flops=float(spent[i-1]) if i else 0., dev_accuracy=float(acc)))
     return rows
 
-# %% ../nbs/18a_results.ipynb #17b2014a
+# %% ../nbs/18a_results.ipynb #8e3cfc7d
 def stage_table(study:Study, match_on, budget)->list:
-    "What each arm spent, by basis and stage; mean over seeds. Seconds are of the main process."
+    "What each arm spent, by basis and stage; mean over seeds. Seconds are of the slowest process."
     rows = []
     for arm in study.arms():
         rs = study.get(arm, match_on, budget)

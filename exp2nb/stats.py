@@ -264,15 +264,16 @@ def smallest_margin(
     e = planned(v, seeds, items)
     return float((stats.t.ppf(.95, e.df)+stats.t.ppf(.5+power/2, e.df))*e.se)
 
-# %% ../nbs/18_stats.ipynb #ff3b32c2
+# %% ../nbs/18_stats.ipynb #8638b930
 def seeds_needed(
     effect:float,              # difference to see, or margin to reach, as a share
     v:Variances, items:int,
     equivalence:bool=False,    # reach the margin by TOST instead of seeing the effect
-    most:int=100
+    most:int=100,
+    paired:bool=False          # every seed has its own SFT checkpoint
 ):                             # smallest number of seeds per arm, or None if `most` is not enough
     "How many seeds per arm see `effect` with 80 % power; at least as many as the interval needs to hold its level."
-    return next((s for s in range(2, most+1) if holds_level(s) and enough(effect, v, s, items, equivalence)), None)
+    return next((s for s in range(2, most+1) if holds_level(s, paired) and enough(effect, v, s, items, equivalence)), None)
 
 def enough(effect, v:Variances, seeds, items, equivalence=False)->bool:
     "Does a design see `effect`, or show equivalence within it, with 80 % power?"
@@ -310,14 +311,14 @@ def premise(
     return dict(signal=not reason, reason=reason, said=said, p=[float(x) for x in p], gains={k:float(g.mean) for k,g in gains.items()},
                 intervals={k:[float(x) for x in g.interval()] for k,g in gains.items()}, zero_advantage=zero_advantage)
 
-# %% ../nbs/18_stats.ipynb #7058ee88
+# %% ../nbs/18_stats.ipynb #88e96b53
 def what_is_needed(rl, sft_plus, margin, paired=False)->str:
     "One sentence: how many seeds, or problems, would settle the question at the margin's size."
     v,items = measured(rl, sft_plus), np.shape(rl)[-1]
-    n,m = seeds_needed(margin, v, items), seeds_needed(margin, v, items, True)
+    n,m = (seeds_needed(margin, v, items, e, paired=paired) for e in (False,True))
     def words(s, equivalence):
         if s: return f'about {s} seeds an arm'
-        more = next(((k,m) for k in (5,10,20,40) if (m := items_needed(margin, v, k, equivalence)) and m <= 10*items), None)
+        more = next(((k,m) for k in (5,10,20,40) if holds_level(k, paired) and (m := items_needed(margin, v, k, equivalence)) and m <= 10*items), None)
         return f'about {more[0]} seeds an arm on {more[1]:,} problems' if more else f'more than 40 seeds an arm on {10*items:,} problems'
     guess = ' if runs differ by 1.5 points' if min(len(rl),len(sft_plus)) < 2 else ''
     return f'To see {points(margin)} points takes {words(n, False)}; to show equivalence within ±{points(margin)} takes {words(m, True)}{guess}.'

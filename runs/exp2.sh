@@ -35,7 +35,10 @@ run_dir=$(sed -n 's/^# run_dir //p' <<<"$queue")
 sed -n 's/^# say //p' <<<"$queue"
 if [ -n "$dry" ]; then   # DEVICE and DEVICES: what the plan is for, e.g. DEVICE=a100 DEVICES=8
     sed -n '/^#/!p' <<<"$queue" | sed 's/^/would run: /'
-    exp2_plan --preset "$preset" --task "$task" --base "$base" --match-on "$match_on" ${DEVICE:+--device "$DEVICE"} --devices "${DEVICES:-1}"
+    for p in ${passes//,/ }; do for b in ${budgets//,/ }; do
+        [ "$passes $budgets" = "$p $b" ] || echo "Budget $b, SFT passes $p:"
+        exp2_plan --preset "$preset" --task "$task" --base "$base" --match-on "$match_on" --budget "$b" --sft-passes "$p" --changes "$changes" ${DEVICE:+--device "$DEVICE"} --devices "${DEVICES:-1}"
+    done; done
     exit
 fi
 mkdir -p "$run_dir/notebooks" "$run_dir/report"

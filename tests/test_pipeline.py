@@ -1,10 +1,12 @@
 "The whole experiment in small, as a user runs it: every arm, both target tasks, the run notebook, refusals, and the same run twice."
-import json, os, sys
+import json, os, shutil, signal, sys
 from pathlib import Path
 import pytest
 from exp2nb.arms import arm_folder, run_arm
 from exp2nb.config import UserError, make_config, override
-from exp2nb.store import artifact_hash, read_json, read_jsonl
+from exp2nb.experiment import tune
+from exp2nb.store import Interrupted, artifact_hash, read_json, read_jsonl
+from exp2nb.train import Supervised
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/'nbs'/'run_arm.ipynb'
@@ -88,6 +90,63 @@ def test_the_same_run_twice_is_the_same_to_the_bit(embedded, tmp_path):
     assert artifact_hash(a/'weights')==artifact_hash(b/'weights') and again['sft_sha256']==arms['rl']['sft_sha256']
     assert again['scores']==arms['rl']['scores'] and again['spent']['model']==arms['rl']['spent']['model']
     assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes() and (a/'items.jsonl').read_bytes()==(b/'items.jsonl').read_bytes()
+
+# ablations and tuning, on a copy in which some of the rollouts were right: so small a model solves nothing
+
+@pytest.fixture
+def solved(embedded, tmp_path):
+    "A copy of the run folder whose RL arm was right at every third answer."
+    top = shutil.copytree(embedded[0], tmp_path/'run')
+    folder = arm_folder(config(top, 'rl'))
+    for name,change in (('rollouts', lambda i,r: r | dict(correct=i%3==0)), ('metrics', lambda i,r: r | (dict(reward=.33) if 'reward' in r else {}))):
+        path = folder/f'{name}.jsonl'
+        path.write_text(''.join(json.dumps(change(i, r))+'\n' for i,r in enumerate(read_jsonl(path))))
+    return top
+
+def ledger(top, arm): return read_jsonl(arm_folder(config(top, arm))/'ledger.jsonl')
+
+def test_ablations_spend_the_same_budget(solved):
+    rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
+    got = {a: run_arm(config(solved, a), progress=False) for a in ('rft', 'rl_random', 'sft_mix')}
+    for a in ('rft', 'sft_mix'): assert abs(got[a]['residual']) < .001, a
+    assert abs(got['rl_random']['residual']) < got['rl_random']['resolution']   # one problem
+    paid = lambda arm, stage: sum(r['flops_model'] for r in ledger(solved, arm) if r['stage']==stage)
+    assert paid('rft', 'rollout')==paid('rl', 'rollout') > 0==paid('sft_mix', 'rollout')
+    assert 0 < paid('rft', 'sft') < paid('sft_mix', 'sft') and got['rl_random']['zero_advantage'] < 1
+    assert {r['sft_sha256'] for r in got.values()}=={rl['sft_sha256']}
+
+def test_an_interrupted_rft_pays_for_its_generation_once(solved, tmp_path, monkeypatch):
+    other = shutil.copytree(solved, tmp_path/'other')
+    whole, step = run_arm(config(solved, 'rft'), progress=False), Supervised.step
+    def last(self):
+        row = step(self)
+        if self.n==1: os.kill(os.getpid(), signal.SIGTERM)
+        return row
+    monkeypatch.setattr(Supervised, 'step', last)
+    with pytest.raises(Interrupted): run_arm(config(other, 'rft'), progress=False)
+    monkeypatch.undo()
+    assert not (arm_folder(config(other, 'rft'))/'arm.json').exists()
+    again = run_arm(config(other, 'rft'), progress=False)
+    assert again['spent']['model']==whole['spent']['model'] and again['scores']==whole['scores']
+    assert len({artifact_hash(arm_folder(config(t, 'rft'))/'weights') for t in (solved, other)})==1
+
+def test_a_matched_arm_is_bound_to_the_rl_run_that_set_its_budget(solved):
+    run_arm(config(solved, 'sft_mix'), progress=False)
+    path = arm_folder(config(solved, 'rl'))/'arm.json'
+    arm = read_json(path)
+    path.write_text(json.dumps(arm | dict(ledger=arm['ledger'] | dict(sha256='0'*64))))
+    with pytest.raises(UserError): run_arm(config(solved, 'sft_mix'), progress=False)
+
+def test_learning_rates_get_the_same_trials(solved):
+    rows = tune(config(solved, 'rl'), factors=(1., 2.), progress=False)
+    assert [(r['arm'], r['factor']) for r in rows]==[('rl', 1.), ('rl', 2.), ('sft_plus', 1.), ('sft_plus', 2.)]
+    rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
+    assert rows[0]['flops_model']==rl['spent']['model'] and rows[2]['flops_model']==pytest.approx(rl['spent']['model'], rel=.001) and rows[1]['rates']['matrix']==2*rows[0]['rates']['matrix']
+    assert sum(r['best']=='yes' for r in rows)==2 and tune(config(solved, 'rl'), factors=(1., 2.), progress=False)==rows
+    other = config(solved, 'rl', changes={'rl.rates.matrix':.123})
+    with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(2.,), arms=('rl',), progress=False)
+    shutil.rmtree(solved/'tuning')
+    with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(1.,), arms=('rl',), progress=False)   # the finished arm had the preset's
 
 # GSM8K
 
