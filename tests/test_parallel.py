@@ -83,7 +83,7 @@ def stored_groups(count=5, seed=0):
 def policy_step(folder, norm, count, micro):
     model = tiny()
     led = Ledger(folder/'ledger.jsonl', model.shape, 'stories', parallel.rank())
-    stage = GRPO(model, None, [], None, RLConfig(loss_norm=norm, max_new=16, micro_tokens=micro), Amount(10, 'steps'), led, 0)
+    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, RLConfig(loss_norm=norm, max_new=16, micro_tokens=micro), Amount(10, 'steps'), led, 0)
     stage.folder = folder
     step, grads = stage.opt.step, []
     stage.opt.step = lambda f: (grads.extend(p.grad.clone() for p in model.parameters()), step(f))
@@ -141,7 +141,7 @@ def drifted():
 def bad_step(folder):
     model = tiny()
     with torch.no_grad(): model.head.weight.fill_(float('nan')) if hasattr(model, 'head') else next(model.parameters()).fill_(float('nan'))
-    stage = GRPO(model, None, [], None, RLConfig(max_new=16), Amount(10, 'steps'), Ledger(folder/'l.jsonl', model.shape, 'stories', parallel.rank()), 0)
+    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, RLConfig(max_new=16), Amount(10, 'steps'), Ledger(folder/'l.jsonl', model.shape, 'stories', parallel.rank()), 0)
     stage.folder = folder
     stage.update(parallel.share(stored_groups()))
 
