@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['CLOCK', 'KINDS', 'SAID', 'Workload', 'timed', 'machine_rates', 'roofline', 'RowCache', 'plain_rows', 'plain_rollout',
-           'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'trl_step_seconds', 'profile',
-           'growth', 'plot_growth', 'bench', 'machine', 'report', 'workload_of', 'exp2_bench', 'main']
+           'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'trl_step_seconds', 'Clocked',
+           'seconds_by_name', 'profile', 'growth', 'plot_growth', 'bench', 'machine', 'report', 'workload_of',
+           'exp2_bench', 'main']
 
-# %% ../nbs/21_bench.ipynb #2010a9a1
-import json, platform, time
+# %% ../nbs/21_bench.ipynb #3eb16417
+import json, os, platform, time
 from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 from statistics import median
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.script import call_parse, store_true
 from .config import ModelConfig, PRESETS, Rates, UserError, check_choice, cli_errors, git_revision
 from .engine import generate
@@ -243,19 +245,32 @@ def trl_step_seconds(
         trainer.train()
     return times[-1]
 
-# %% ../nbs/21_bench.ipynb #bb7b26e2
-KINDS = dict(matmul=('aten::mm', 'aten::addmm', 'aten::linear'), attention=('aten::bmm', 'aten::baddbmm_', 'attention'),
-             sampling=('aten::topk', 'aten::sort', 'aten::cumsum', 'aten::log_softmax', 'aten::_log_softmax', 'aten::_softmax', 'aten::gather'),
-             softcap=('aten::tanh',), norm=('rms_norm', 'aten::pow', 'aten::mean', 'aten::rsqrt'), exponentials=('aten::exp',), copies=('aten::copy_', 'aten::cat', 'aten::index'))
+# %% ../nbs/21_bench.ipynb #bdc0575c
+KINDS = dict(attention=('bmm', 'attention'), matmul=('mm',), sampling=('topk', 'sort', 'cumsum', 'softmax', 'gather'), softcap=('sigmoid', 'tanh'),
+             norm=('rms_norm', 'pow', 'mean', 'rsqrt'), exponentials=('exp_', 'amax'), copies=('copy_', 'cat', 'index', 'clone'))
+
+class Clocked(TorchDispatchMode):
+    "Adds up the seconds of every operation that PyTorch runs, by name."
+    def __init__(self): super().__init__(); self.seconds = {}
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out,s = timed(lambda: op(*args, **(kwargs or {})))
+        name = op.overloadpacket.__name__
+        self.seconds[name] = self.seconds.get(name, 0.) + s
+        return out
+
+# %% ../nbs/21_bench.ipynb #bf206481
+def seconds_by_name(f, device='cpu')->dict:
+    "Seconds of every operation of `f`; on a GPU, of its kernels."
+    if not str(device).startswith('cuda'):
+        with Clocked() as clock: f()
+        return clock.seconds
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as p: f()
+    return {e.key.removeprefix('aten::'): e.self_device_time_total for e in p.key_averages() if e.key.startswith('aten::')}
 
 def profile(f, device='cpu')->dict:
     "Shares of the time by kind of operation, largest first; `rest` is everything else that PyTorch did."
-    acts = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if str(device).startswith('cuda') else [])
-    with torch.profiler.profile(activities=acts) as p: f()
     out = dict.fromkeys([*KINDS, 'rest'], 0.)
-    for e in p.key_averages():
-        kind = next((k for k,names in KINDS.items() if any(n in e.key for n in names)), 'rest')
-        out[kind] += e.self_device_time_total if str(device).startswith('cuda') else e.self_cpu_time_total
+    for name,s in seconds_by_name(f, device).items(): out[next((k for k,parts in KINDS.items() if any(p in name for p in parts)), 'rest')] += s
     total = sum(out.values())
     return {k:v/total for k,v in sorted(out.items(), key=lambda kv: -kv[1])}
 
@@ -311,14 +326,15 @@ def bench(
     return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w),
                 figures={k: median(f[k] for f in each) for k in each[0]}, rounds=each, rollout_profile=where)
 
-# %% ../nbs/21_bench.ipynb #f43998cb
+# %% ../nbs/21_bench.ipynb #e08edec6
 def machine(device='cpu')->dict:
     "What it ran on."
     cpu = platform.processor()
     if Path('/proc/cpuinfo').exists():
         cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), cpu)
     gpu = torch.cuda.get_device_name() if str(device).startswith('cuda') else None
-    return dict(cpu=cpu, threads=torch.get_num_threads(), clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time', gpu=gpu, torch=torch.__version__, python=platform.python_version())
+    memory = {k:v for k,v in os.environ.items() if k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')}   # the allocator's settings, see `runs/env.sh`
+    return dict(cpu=cpu, memory=memory, threads=torch.get_num_threads(), clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time', gpu=gpu, torch=torch.__version__, python=platform.python_version())
 
 # %% ../nbs/21_bench.ipynb #bd7456df
 SAID = dict(tokens_per_second='rollout, new tokens/s', roofline_share='  share of the roofline', rollout_ratio='  times the plain way', plain_tokens_per_second='  plain way, new tokens/s',

@@ -110,12 +110,12 @@ def push(self:Row, token:int, logprob:float):
         if token==self.closes: self.queue = forced_tokens(self.tok, o.tokens)
     self.ended = o.stopped or len(o.tokens)==self.max_new
 
-# %% ../nbs/10_engine.ipynb #903f9cf4
+# %% ../nbs/10_engine.ipynb #49ca082a
 NEVER = -1e30   # score of what may not be seen: finite, so that a part without anything to see stays a number
 
 def scores(q, k):
     "q·k over the last dimension, (B, h, n, D) and (B, h, m, D) → (B, h, n, m), in float32 also where q and k are bfloat16."
-    if q.dtype==torch.float32: return q @ k.mT
+    if q.dtype==torch.float32: return q @ k.mT if q.shape[-2] > 1 else (k @ q.mT).mT   # a lone query: a matrix times a vector is faster than a vector times a matrix
     if not q.is_cuda: return (q @ k.mT).float()
     return torch.bmm(q.flatten(0,1), k.flatten(0,1).mT, out_dtype=torch.float32).unflatten(0, q.shape[:2])
 

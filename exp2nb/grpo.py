@@ -6,9 +6,10 @@
 __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 'policy_loss', 'policy_micro_batches', 'GRPO',
            'summary', 'off_policy_gap', 'preflight']
 
-# %% ../nbs/14_grpo.ipynb #be7eba13
+# %% ../nbs/14_grpo.ipynb #3685f8a7
 import json, math, time
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from . import parallel
 from .config import UserError, seed_of
@@ -71,7 +72,7 @@ def policy_batch(
     to = lambda x,**kw: torch.tensor(x, device=device, **kw)
     return to(ids), Segments(shape, lengths, parents, device), to(where), to(targets), to(weights, dtype=torch.float32)
 
-# %% ../nbs/14_grpo.ipynb #6d6c9f41
+# %% ../nbs/14_grpo.ipynb #2962f708
 def logprobs_of(
     logits,        # (M, vocabulary)
     targets,       # (M,)
@@ -80,13 +81,12 @@ def logprobs_of(
     vocab:int=None # only ids below this were sampled from: a model's padding is among the `top_k` of nobody
 ):                 # (M,)
     "Log-probabilities of the targets."
-    logits = logits/temperature
+    if temperature!=1: logits = logits/temperature
+    if not top_k: return -F.cross_entropy(logits, targets, reduction='none')   # its backward is one pass
     picked = logits.gather(-1, targets[:,None])
-    if top_k and top_k < logits.shape[-1]:
-        logits = logits[:,:vocab]
-        kth = torch.minimum(logits.topk(min(top_k, logits.shape[-1]), -1).values[:,-1:], picked)
-        logits = logits.masked_fill(logits < kth.detach(), -torch.inf)
-    return picked[:,0] - logits.logsumexp(-1)
+    logits = logits[:,:vocab]
+    kth = torch.minimum(logits.topk(min(top_k, logits.shape[-1]), -1).values[:,-1:], picked)
+    return picked[:,0] - logits.masked_fill(logits < kth.detach(), -torch.inf).logsumexp(-1)
 
 # %% ../nbs/14_grpo.ipynb #09b9f185
 def policy_loss(
