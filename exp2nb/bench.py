@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLOCK', 'KINDS', 'SAID', 'Workload', 'timed', 'machine_rates', 'roofline', 'RowCache', 'plain_rows', 'plain_rollout',
-           'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'trl_step_seconds', 'Clocked',
+           'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'Wordless', 'from_checkout',
+           'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'trl_step_seconds', 'Clocked',
            'seconds_by_name', 'profile', 'growth', 'plot_growth', 'bench', 'machine', 'report', 'workload_of',
            'exp2_bench', 'main']
 
-# %% ../nbs/21_bench.ipynb #3eb16417
-import json, os, platform, time
+# %% ../nbs/21_bench.ipynb #81048388
+import json, os, platform, sys, time
 from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from .engine import generate
 from .flops import decode_flops, muon_flops, prefill_flops, train_flops
 from .grpo import Group, policy_loss, policy_micro_batches, set_weights
 from .model import Transformer
+from .nanochat import build, read_config
 from .optim import Optimizer
 from .plan import console
 from .protocol import Segments
@@ -192,7 +194,7 @@ def one_round(
     second = machine_rates(dev, w.torch_dtype, repeats=3)
     return dict(t, rates={k: max(first[k], second[k]) for k in first})
 
-# %% ../nbs/21_bench.ipynb #fce68656
+# %% ../nbs/21_bench.ipynb #e9d032a0
 def figures(
     w:Workload, shape,
     r:dict     # one round
@@ -210,8 +212,77 @@ def figures(
     if 'plain_rollout' in r:
         f |= dict(plain_tokens_per_second=tokens/r['plain_rollout'], rollout_ratio=r['plain_rollout']/r['rollout'], gradient_ratio=r['plain_gradient']/r['gradient'],
                   rl_step_ratio=(r['plain_rollout']+r['plain_gradient']+r['optimizer'])/step)
+    if 'nanochat' in r:
+        x = r['nanochat']
+        f |= dict(nanochat_tokens_per_second=tokens/x['rollout'], nanochat_rollout_ratio=x['rollout']/x['our_rollout'],
+                  nanochat_step_ratio=(x['rollout']+x['gradient'])/(x['our_rollout']+x['our_gradient']))
     if 'trl' in r: f |= dict(trl_step_seconds=r['trl'], trl_ratio=r['trl']/step)
     return f
+
+# %% ../nbs/21_bench.ipynb #bb10245f
+class Wordless:
+    "A tokenizer in which nothing ends a row."
+    def encode_special(self, name): return -1
+    def get_bos_token_id(self): return -1
+
+def from_checkout(
+    w:Workload,
+    folder,     # a checkout of nanochat
+    seed:int=0
+)->tuple:       # nanochat's engine around its own model, and our model with the same weights
+    "Raises `UserError`."
+    if not (Path(folder)/'nanochat/gpt.py').is_file(): raise UserError(f'{folder} is no checkout of nanochat: it has no nanochat/gpt.py.')
+    os.environ['NANOCHAT_DTYPE'] = w.dtype
+    sys.path.insert(0, str(folder))
+    from nanochat.engine import Engine
+    from nanochat.gpt import GPT, GPTConfig
+    heads = w.width//w.head_dim
+    config = dict(sequence_len=max(2048, w.prompt+w.new), vocab_size=w.vocab, n_layer=w.depth, n_head=heads, n_kv_head=heads, n_embd=w.width, window_pattern=w.pattern)
+    theirs = GPT(GPTConfig(**config)).to(w.device)
+    theirs.init_weights()
+    g = torch.Generator().manual_seed(seed)
+    for p in theirs.parameters(): p.data.copy_(torch.randn(p.shape, generator=g)*.1)
+    state = {k:v.detach().float().clone() for k,v in theirs.state_dict().items()}
+    ours = build(read_config(dict(model_config=config), {k:tuple(v.shape) for k,v in state.items()}), state).to(w.device)
+    return Engine(theirs, Wordless()), ours
+
+# %% ../nbs/21_bench.ipynb #8136234a
+def nanochat_rollout(engine, w:Workload, problems=2, rows=8, **kw):
+    "Per problem, nanochat's answers, `rows` at a time."
+    kw = dict(temperature=1., top_k=w.top_k) | kw
+    return [[x[len(p):] for i in range(0, w.samples, rows) for x in engine.generate_batch(p, num_samples=min(rows, w.samples-i), max_tokens=w.new, **kw)[0]]
+            for p in w.prompts()[:problems]]
+
+def nanochat_gradient(model, prompts, answers, weights, rows=8):
+    "The gradient step of nanochat's `chat_rl.py`. Returns the loss."
+    total = 0.
+    for p,xs,ws in zip(prompts, answers, weights, strict=True):
+        for i in range(0, len(xs), rows):
+            ids = torch.tensor([p+x for x in xs[i:i+rows]], device=model.get_device())
+            targets = ids[:,1:].clone(); targets[:,:len(p)-1] = -1
+            logp = -model(ids[:,:-1].contiguous(), targets, loss_reduction='none').view_as(targets)
+            loss = -(logp*torch.tensor(ws[i:i+rows], device=ids.device)[:,None]).sum()
+            loss.backward(); total += loss.item()
+    return total
+
+# %% ../nbs/21_bench.ipynb #5bc4668f
+def nanochat_seconds(
+    w:Workload,
+    folder,         # a checkout of nanochat
+    problems:int=2  # that nanochat is timed on
+)->dict:            # seconds of rollout and gradient step over all problems, nanochat's and ours
+    "nanochat's own code against ours, with the same weights. Raises `UserError`."
+    engine,ours = from_checkout(w, folder)
+    prompts, n = w.prompts(), min(problems, w.problems)
+    rollout = lambda: generate(ours, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype)
+    for warm in (w.new//8 or 1, w.new):
+        v = replace(w, new=warm)
+        xs,a = timed(lambda: nanochat_rollout(engine, v, n), w.device)  # noqa: B023
+    (samples,_),b = timed(rollout, w.device)
+    groups = make_groups(w, prompts, samples)
+    _,c = timed(lambda: nanochat_gradient(engine.model, prompts[:n], xs, [g.weights for g in groups[:n]]), w.device)
+    _,d = timed(lambda: our_gradient(ours, groups, w), w.device)
+    return dict(rollout=a*w.problems/n, gradient=c*w.problems/n, our_rollout=b, our_gradient=d)
 
 # %% ../nbs/21_bench.ipynb #6c6be2c6
 def trl_step_seconds(
@@ -301,12 +372,13 @@ def plot_growth(rows):
     axs[0].set(ylabel='new tokens / s', ylim=(0, None)); fig.tight_layout()
     return fig
 
-# %% ../nbs/21_bench.ipynb #113c7118
+# %% ../nbs/21_bench.ipynb #86707233
 def bench(
     w:Workload,
     rounds:int=3,           # figures are medians over these
     plain_problems:int=2,   # problems that the plain way is timed on; 0: leave it out
     trl:bool=True,          # compare with TRL, where it is installed
+    nanochat:str='',        # compare with nanochat's own code, in this checkout
     log=print               # function that is told what goes on
 )->dict:                    # machine, workload, figures (medians), rounds, profile
     "The whole benchmark."
@@ -318,7 +390,9 @@ def bench(
     for _ in range(rounds):
         r = one_round(w, model, plain_problems)
         s = trl_step_seconds(w) if trl and w.device=='cpu' else None
-        rows.append(r if s is None else r | dict(trl=s))
+        if s is not None: r['trl'] = s
+        if nanochat: r['nanochat'] = nanochat_seconds(w, nanochat, plain_problems or 2)
+        rows.append(r)
         f = figures(w, model.shape, rows[-1])
         log(f"round {len(rows)}: {f['tokens_per_second']:,.0f} new tokens/s, {f['roofline_share']:.0%} of the roofline")
     each = [figures(w, model.shape, r) for r in rows]
@@ -336,10 +410,11 @@ def machine(device='cpu')->dict:
     memory = {k:v for k,v in os.environ.items() if k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')}   # the allocator's settings, see `runs/env.sh`
     return dict(cpu=cpu, memory=memory, threads=torch.get_num_threads(), clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time', gpu=gpu, torch=torch.__version__, python=platform.python_version())
 
-# %% ../nbs/21_bench.ipynb #bd7456df
+# %% ../nbs/21_bench.ipynb #1dde752d
 SAID = dict(tokens_per_second='rollout, new tokens/s', roofline_share='  share of the roofline', rollout_ratio='  times the plain way', plain_tokens_per_second='  plain way, new tokens/s',
             gradient_tokens_per_second='gradient step, tokens/s', gradient_share='  share of the large-matmul rate', gradient_ratio='  times the plain way',
             supervised_share='supervised step, share of the large-matmul rate', rl_step_seconds='whole RL step, seconds', rl_step_ratio='  times the plain way',
+            nanochat_tokens_per_second="nanochat's own engine, new tokens/s", nanochat_rollout_ratio='  our rollout with its model, times its own', nanochat_step_ratio='  our RL step (no optimizer), times its own',
             trl_ratio="  times TRL's GRPOTrainer", trl_step_seconds="  TRL's step, seconds", mfu='  utilisation (FLOPs needed / large-matmul rate)',
             matmul_gflops='machine, GFLOP/s in a large matmul', read_gbytes='machine, GB/s read')
 
@@ -359,7 +434,7 @@ def workload_of(preset:str, **kw)->Workload:
     return Workload(**(dict(depth=m.depth, width=m.width, head_dim=m.head_dim, vocab=m.vocab, pattern=m.pattern, problems=rl.problems, samples=rl.samples, prompt=min(128, m.context//4),
                             new=rl.max_new, top_k=rl.top_k, micro_tokens=rl.micro_tokens) | kw))
 
-# %% ../nbs/21_bench.ipynb #2e597710
+# %% ../nbs/21_bench.ipynb #10bf816d
 @call_parse
 @cli_errors
 def exp2_bench(
@@ -381,6 +456,7 @@ def exp2_bench(
     plain_problems:int=2,   # problems that the plain way is timed on; 0: leave it out
     steps:int=467,          # RL steps of a full run, for the projection
     no_trl:store_true=False,# leave TRL out
+    nanochat:str='',        # a checkout of nanochat: compare with its own code too
     plot:str='',            # write a picture of how the cost grows to this file
     out:str='',             # write the record as JSON to this file
     json:store_true=False,  # print JSON only
@@ -395,7 +471,7 @@ def exp2_bench(
                                  micro_tokens=micro_tokens).items() if v}
     dtype = check_choice('dtype', dtype or ('float32' if device=='cpu' else 'bfloat16'), ['float32', 'bfloat16'])
     w = workload_of(preset, **sizes, device=device, dtype=dtype)
-    got = bench(w, rounds, plain_problems, not no_trl, (lambda s: None) if json else print)
+    got = bench(w, rounds, plain_problems, not no_trl, nanochat, (lambda s: None) if json else print)
     if plot:
         got['growth'] = growth(w)
         plot_growth(got['growth']).savefig(plot, dpi=150)

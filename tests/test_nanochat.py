@@ -162,3 +162,25 @@ def test_hostile_model_file(tmp_path):
         with pytest.raises(UserError): nanochat.read_pt(tmp_path/'model_000001.pt')
     torch.save([torch.ones(2)], tmp_path/'model_000001.pt')
     with pytest.raises(UserError, match='not a dictionary of tensors'): nanochat.read_pt(tmp_path/'model_000001.pt')
+
+@live
+def test_live_nanochat_is_timed_doing_the_same():
+    "What the benchmark times: greedy, both engines say the same; the gradient steps have the same loss and gradient."
+    from exp2nb import bench
+    w = bench.Workload(depth=2, width=32, head_dim=16, vocab=64, problems=2, samples=4, prompt=8, new=6)
+    engine, ours = bench.from_checkout(w, LIVE)
+    said = bench.nanochat_rollout(engine, w, rows=3, temperature=0.)
+    samples,_ = bench.generate(ours, None, w.prompts(), n=4, max_new=6, temperature=0)
+    assert [x for xs in said for x in xs]==[s.tokens for s in samples]
+    samples,_ = bench.generate(ours, None, w.prompts(), n=4, max_new=6)
+    groups = bench.make_groups(w, w.prompts(), samples)
+    a = bench.nanochat_gradient(engine.model, w.prompts(), [[s.tokens for s in g.samples] for g in groups], [g.weights for g in groups], rows=3)
+    b = bench.our_gradient(ours, groups, w)
+    assert a==pytest.approx(b, rel=1e-4)
+    theirs = dict(engine.model.named_parameters())
+    for n,p in ours.named_parameters(): torch.testing.assert_close(p.grad, theirs[n].grad, rtol=1e-3, atol=1e-5)
+    assert all(s > 0 for s in bench.nanochat_seconds(w, LIVE).values())
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    from exp2nb import bench
+    with pytest.raises(UserError, match='is no checkout of nanochat'): bench.from_checkout(bench.Workload(), tmp_path)
