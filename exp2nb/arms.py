@@ -369,7 +369,7 @@ def run_arm(
 
 # %% ../nbs/17_arms.ipynb #3620b940
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')   # where a base lies may change: its hash may not
-SHAPERS = (*MAKERS, 'grpo', 'engine', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox', 'jail', 'flops', 'ledger', 'arms', 'nanochat', 'llama', 'base')
+SHAPERS = (*MAKERS, 'grpo', 'engine', 'kernels', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox', 'jail', 'flops', 'ledger', 'arms', 'nanochat', 'llama', 'base')
 
 @patch
 def record(self:Lab, tok, sha)->dict:

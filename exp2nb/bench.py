@@ -317,7 +317,7 @@ def trl_step_seconds(
     return times[-1]
 
 # %% ../nbs/21_bench.ipynb #bdc0575c
-KINDS = dict(attention=('bmm', 'attention'), matmul=('mm',), sampling=('topk', 'sort', 'cumsum', 'softmax', 'gather'), softcap=('sigmoid', 'tanh'),
+KINDS = dict(attention=('bmm', 'attention'), matmul=('mm', 'linear'), sampling=('pick', 'topk', 'sort', 'cumsum', 'softmax', 'gather'), softcap=('sigmoid', 'tanh'),
              norm=('rms_norm', 'pow', 'mean', 'rsqrt'), exponentials=('exp_', 'amax'), copies=('copy_', 'cat', 'index', 'clone'))
 
 class Clocked(TorchDispatchMode):

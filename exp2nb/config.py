@@ -308,7 +308,7 @@ def git_revision(
 # %% ../nbs/00_config.ipynb #024af524
 def versions()->dict:  # name → version
     "Versions of everything that can change a result."
-    names = 'exp2nb torch numpy tiktoken rustbpe datasets safetensors scipy statsmodels'.split()
+    names = 'exp2nb torch numpy numba tiktoken rustbpe datasets safetensors scipy statsmodels'.split()
     def ver(n):
         try: return importlib.metadata.version(n)
         except importlib.metadata.PackageNotFoundError: return None

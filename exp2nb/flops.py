@@ -8,6 +8,7 @@ __all__ = ['COUNTING_REVISION', 'forward_flops', 'pairs_seen', 'span_flops', 'pr
            'optimizer_cost', 'flop_counter']
 
 # %% ../nbs/08_flops.ipynb #d26ae5b1
+import math
 from dataclasses import dataclass
 
 import torch
@@ -178,9 +179,12 @@ def _backward_kernel(grad, q, k, v, *args, **kw): return 10*q[0]*q[1]*q[2]*q[3]*
 
 def _batched_product(a, b, *args, **kw): return 2*a[0]*a[1]*a[2]*b[2]
 
+def _linear(x, w, *args, **kw): return 2*math.prod(x)*w[0]
+
 def flop_counter()->FlopCounterMode:
     "PyTorch's counter, taught what it doesn't know: `with flop_counter() as c: …`, then `c.get_total_flops()`."
     ops = torch.ops.aten
-    return FlopCounterMode(display=False, custom_mapping={ops.bmm: _batched_product,
+    onednn = {f:_linear for f in [getattr(torch.ops.mkldnn, '_linear_pointwise', None)] if f}
+    return FlopCounterMode(display=False, custom_mapping=onednn | {ops.bmm: _batched_product,
         ops._scaled_dot_product_flash_attention_for_cpu: _forward_kernel,
         ops._scaled_dot_product_flash_attention_for_cpu_backward: _backward_kernel})

@@ -1,6 +1,7 @@
 """The engine against the plain model, over drawn shapes and batches; `EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
 import os, random
 import pytest, torch
+from exp2nb import kernels
 from exp2nb.bench import plain_rollout
 from exp2nb.config import ModelConfig
 from exp2nb.engine import Decode, generate, moved, refill
@@ -33,11 +34,14 @@ def drawn(seed):
     how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]), seed=seed)
     return toy(seed, **shape), prompts, how
 
+both = pytest.mark.parametrize('loops', [True, False])   # on a CPU in float32: compiled loops, and the operators that run everywhere else
+
+@both
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('seed', range(8))
-def test_logprobs_are_the_plain_models(seed, dtype):
+def test_logprobs_are_the_plain_models(seed, dtype, loops):
     model, prompts, how = drawn(seed)
-    samples,_ = generate(model, None, prompts, dtype=dtype, **how)
+    samples,_ = generate(model, None, prompts, dtype=dtype, loops=loops, **how)
     assert [(o.prompt, o.sample) for o in samples]==[(p,i) for p in range(len(prompts)) for i in range(how['n'])]
     for o in samples:
         assert len(o.tokens)==how['max_new'] and all(o.sampled) and not o.stopped
@@ -45,11 +49,12 @@ def test_logprobs_are_the_plain_models(seed, dtype):
             want,_ = replay(model, prompts[o.prompt], o, arithmetic)
             assert (torch.tensor(o.logprobs)-want).abs().max() < TOLERANCE[dtype]
 
+@both
 @pytest.mark.parametrize('seed', range(8, 14))
-def test_greedy_takes_the_best_token(seed):
+def test_greedy_takes_the_best_token(seed, loops):
     "Wherever the two best logits differ by more than 1e-4."
     model, prompts, how = drawn(seed)
-    for o in generate(model, None, prompts, temperature=0, **how)[0]:
+    for o in generate(model, None, prompts, temperature=0, loops=loops, **how)[0]:
         _,logits = replay(model, prompts[o.prompt], o)
         best = logits.topk(2)
         clear = best.values[:,0]-best.values[:,1] > 1e-4
@@ -65,13 +70,14 @@ def test_the_plain_ways_cache_agrees(seed):
     same = sum(a==b for a,b in zip(ours, plain, strict=True))
     assert same >= .9*len(ours)   # a near tie may part two answers
 
-def test_rows_do_not_matter():
+@both
+def test_rows_do_not_matter(loops):
     model, tok = toy(3), train_tokenizer(['1+1=2 ']*9, 300)
     prompts = [[i+1]*(i+1) for i in range(9)]
     want,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5)
     assert len({len(o.tokens) for o in want}) > 3   # many lengths: rows come and go
     for rows in (1, 2, 5, 11):
-        got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows)
+        got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows, loops=loops)
         assert sum(a.tokens!=b.tokens for a,b in zip(want, got, strict=True)) <= 1   # a draw may fall on an edge
 
 def test_rows_end_at_the_end_token_and_only_there():
@@ -91,10 +97,33 @@ def test_memory_stays_bounded_while_late_rows_come():
     kept = []
     room = Decode.room
     Decode.room = lambda self,*a: kept.append(a) or room(self, *a)
-    try: generate(model, None, [[1,2]]*40, max_new=33, rows=4)
+    try: generate(model, None, [[1,2]]*40, max_new=33, rows=4, loops=False)
     finally: Decode.room = room
     block = 16 if DEVICE=='cpu' else 256
     assert len(kept)-1 <= 33//block+3
+
+def test_threads_do_not_matter():
+    "Each row is one thread's: the same digits with one as with two."
+    model, prompts, how = drawn(2)
+    before = torch.get_num_threads()
+    def run(n):
+        torch.set_num_threads(n)
+        return [(o.tokens, o.logprobs) for o in generate(model, None, prompts, **how)[0]]
+    try: assert all(a[0]==b[0] and torch.allclose(torch.tensor(a[1]), torch.tensor(b[1]), atol=1e-4) for a,b in zip(run(1), run(2), strict=True))
+    finally: torch.set_num_threads(before)
+
+def test_without_onednn_everything_runs_as_before(monkeypatch):
+    model, prompts, how = drawn(6)
+    want = [o.tokens for o in generate(model, None, prompts, **how)[0]]
+    monkeypatch.setattr(kernels, 'onednn_linear', lambda: None)
+    assert [o.tokens for o in generate(model, None, prompts, **how)[0]]==want
+
+def test_a_broken_model_gets_tokens_in_finite_time():
+    model = toy(1)
+    with torch.no_grad(): model.head.weight.fill_(torch.nan)
+    for how in (dict(), dict(temperature=0), dict(loops=False)):
+        samples,_ = generate(model, None, [[1,2,3]], n=3, max_new=5, **how)
+        assert all(0 <= t < 300 for o in samples for t in o.tokens)
 
 def test_holes_are_filled_from_the_end():
     for seed in range(200):
