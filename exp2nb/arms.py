@@ -189,7 +189,7 @@ def make_base(self:Lab):
     return model.to(self.device), tok, record['sha256']
 
 # %% ../nbs/17_arms.ipynb #bc88a3dc
-MAKERS = ('protocol', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
+MAKERS = ('protocol', 'kernels', 'fused', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
 
 @patch
 def save(self:Lab, folder, model, tok):
@@ -369,7 +369,7 @@ def run_arm(
 
 # %% ../nbs/17_arms.ipynb #3620b940
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')   # where a base lies may change: its hash may not
-SHAPERS = (*MAKERS, 'grpo', 'engine', 'kernels', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox', 'jail', 'flops', 'ledger', 'arms', 'nanochat', 'llama', 'base')
+SHAPERS = (*MAKERS, 'grpo', 'engine', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox', 'jail', 'flops', 'ledger', 'arms', 'nanochat', 'llama', 'base')
 
 @patch
 def record(self:Lab, tok, sha)->dict:

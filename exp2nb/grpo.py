@@ -15,6 +15,7 @@ from . import parallel
 from .config import UserError, seed_of
 from .engine import generate
 from .flops import Work, optimizer_cost, update_cost
+from .fused import fast_linears
 from .ledger import Budget
 from .optim import Optimizer, schedule
 from .protocol import Segments
@@ -98,7 +99,7 @@ def policy_loss(
     "−Σ weight · log p over sampled tokens: gradients of micro-batches add up."
     device = next(model.parameters()).device
     ids,seg,where,targets,weights = policy_batch(groups, model.shape, device)
-    with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
+    with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32), fast_linears(model, dtype):
         h, said = model.hidden(ids, seg.pos, seg)[where], []
         def piece(x, i):
             lp = logprobs_of(model.logits(x), targets[i], top_k, temperature, vocab)

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .config import UserError
 from .tokenizer import Tokenizer, ROLES
 from .protocol import Shape, Segments
-from .model import norm, rope_angles, rotate
+from .model import norm, relu2, rope_angles, turn_norm
 
 # %% ../nbs/07a_nanochat.ipynb #777f2018
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
     def forward(self, x, ve, rot, attn):
         age,split = AGES[self.c.age], lambda t: t.unflatten(-1, (-1, self.c.head_dim))
-        q,k = (norm(rotate(split(p(x)), *rot))*age.qk_scale for p in (self.c_q, self.c_k))
+        q,k = (turn_norm(split(p(x)), *rot, age.qk_scale) for p in (self.c_q, self.c_k))
         v = split(self.c_v(x))
         if ve is not None:
             gate = age.gate_scale*torch.sigmoid(self.ve_gate(x[..., :self.c.gate_channels]))
@@ -102,7 +102,7 @@ class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.c_fc, self.c_proj = linear(c.width, 4*c.width), linear(4*c.width, c.width)
-    def forward(self, x): return self.c_proj(F.relu(self.c_fc(x)).square())
+    def forward(self, x): return self.c_proj(relu2(self.c_fc(x)))
 
 class Block(nn.Module):
     "Attention, then MLP, each on the normed stream and added to it."

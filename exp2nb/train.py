@@ -17,6 +17,7 @@ from tqdm import tqdm
 from . import parallel
 from .config import UserError, seed_of
 from .flops import Work, optimizer_cost, supervised_cost
+from .fused import fast_linears
 from .ledger import BUDGET_STAGES, Budget, totals
 from .optim import Optimizer, schedule
 from .protocol import Segments
@@ -190,7 +191,7 @@ def supervised_loss(
     "Cross-entropy over the targets, summed: the caller divides, so that micro-batches and processes add up."
     device = next(model.parameters()).device
     ids,seg,targets,where = flat_batch(seqs, model.shape, device)
-    with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32):
+    with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32), fast_linears(model, dtype):
         h = model.hidden(ids, seg.pos, seg)[where]
         loss = sum_over_pieces(model, h, lambda x,i: F.cross_entropy(model.logits(x), targets[i], reduction='sum'))
     return loss, Work(seg.n, len(where), sum(seg.pairs))

@@ -1,7 +1,7 @@
 """The engine against the plain model, over drawn shapes and batches; `EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
 import os, random
 import pytest, torch
-from exp2nb import kernels
+from exp2nb import fused
 from exp2nb.bench import plain_rollout
 from exp2nb.config import ModelConfig
 from exp2nb.engine import Decode, generate, moved, refill
@@ -115,7 +115,7 @@ def test_threads_do_not_matter():
 def test_without_onednn_everything_runs_as_before(monkeypatch):
     model, prompts, how = drawn(6)
     want = [o.tokens for o in generate(model, None, prompts, **how)[0]]
-    monkeypatch.setattr(kernels, 'onednn_linear', lambda: None)
+    monkeypatch.setattr(fused, 'onednn_linear', lambda: None)
     assert [o.tokens for o in generate(model, None, prompts, **how)[0]]==want
 
 def test_a_broken_model_gets_tokens_in_finite_time():
