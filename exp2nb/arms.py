@@ -189,7 +189,7 @@ def make_base(self:Lab):
     return model.to(self.device), tok, record['sha256']
 
 # %% ../nbs/17_arms.ipynb #bc88a3dc
-MAKERS = ('protocol', 'kernels', 'fused', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
+MAKERS = ('kernels', 'fused', 'attention', 'protocol', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
 
 @patch
 def save(self:Lab, folder, model, tok):

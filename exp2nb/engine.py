@@ -10,7 +10,6 @@ __all__ = ['NEVER', 'pick', 'pick_by_loop', 'Sample', 'Cost', 'forced_tokens', '
 # %% ../nbs/10_engine.ipynb #23889438
 import time
 from collections import deque
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
@@ -502,8 +501,7 @@ def generate(
     logprob:str='full',   # log-probabilities under the 'full' softmax or the 'sampled' (top-k) distribution
     calculator:bool=True, # answer expressions that the model closes
     dtype=None,           # torch.bfloat16: autocast; default: the weights' own
-    progress=None,        # function of (rows done, rows)
-    loops:bool=True       # on a CPU in float32: compiled loops; False: PyTorch's operators, as everywhere else
+    progress=None         # function of (rows done, rows)
 )->tuple:                 # list of `Sample`, ordered by prompt and sample, and `Cost`
     "Sample `n` answers to each prompt. The result does not depend on `rows`. Raises `UserError`."
     check_request(prompts, n, max_new, temperature, top_k, logprob, rows)
@@ -513,10 +511,10 @@ def generate(
     if all_rows:
         weight = next(model.parameters())
         waiting = sorted(all_rows, key=lambda r: -len(prompts[r.out.prompt]))
-        dtype, loops = dtype or weight.dtype, loops and loops_run(weight.device, dtype or weight.dtype)
+        dtype, loops = dtype or weight.dtype, loops_run(weight.device, dtype or weight.dtype)
         choose, vocab = pick_by_loop if loops else pick, tok.vocab_size if tok else None
         run = Rollout(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, loops)
-        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), fast_linears(model) if loops else nullcontext(): run.run()
+        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), fast_linears(model, dtype): run.run()
     samples = [r.out for r in all_rows]
     new = [[len(s.tokens) for s in samples[p*n:p*n+n]] for p in range(len(prompts))]
     cost = Cost([len(p) for p in prompts], new, sum(not x for s in samples for x in s.sampled))

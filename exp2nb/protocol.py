@@ -10,7 +10,9 @@ from dataclasses import dataclass, asdict
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from .attention import segment_attention, segment_pairs
 from .config import UserError, sha256_of
+from .kernels import loops_run
 
 # %% ../nbs/06_protocol.ipynb #23b28449
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Segments:
         lengths,            # tokens of each segment, in their order in the flat batch
         parents=None,       # per segment: number of its parent, or -1; a parent has no parent
         device='cpu',
-        keep:bool=False     # keep keys and values in `.kv[layer] = (k, v)`, each (N, kv_heads, head_dim)
+        keep:bool=False,    # keep keys and values in `.kv[layer] = (k, v)`, each (N, kv_heads, head_dim)
+        dtype=torch.float32 # of the queries to come: only `pairs_planned` wants to know
     ):
         self.shape, self.lengths, self.device, self.keep = shape, list(map(int, lengths)), device, keep
         self.parents = list(parents) if parents is not None else [-1]*len(self.lengths)
@@ -72,8 +75,9 @@ class Segments:
         self.pairs = [0]*shape.layers   # (query, key) pairs computed per layer, padding included
         first = [self.lengths[p] if p>=0 else 0 for p in self.parents]
         self.pos = torch.cat([torch.arange(f, f+l) for f,l in zip(first, self.lengths)]).to(device)
-        self.kv, self._masks = {}, {}
-        self._blocks, self._where = self._layout()
+        self.kv, self._masks, self._plan = {}, {}, None
+        self.loops = loops_run(torch.device(device), dtype)
+        self.table = torch.tensor([[s,l,p] for s,l,p in zip(self.starts, self.lengths, self.parents)])
 
 # %% ../nbs/06_protocol.ipynb #3848f5df
 @patch
@@ -92,10 +96,16 @@ def _layout(self:Segments):
         blocks.append(tuple(t.to(self.device) for t in (own, real, keys, real_keys)))
     return blocks, where.to(self.device)
 
+@patch(as_prop=True)
+def _blocks(self:Segments): self._plan = self._plan or self._layout(); return self._plan[0]
+@patch(as_prop=True)
+def _where(self:Segments): return self._plan[1]
+
 # %% ../nbs/06_protocol.ipynb #c4c451cc
 @patch(as_prop=True)
 def pairs_planned(self:Segments):
     "Per layer: the (query, key) pairs that one pass will compute, padding included."
+    if self.loops: return [segment_pairs(self.table, w or 2**40) for w in self.shape.windows]
     return [sum(own.numel()*keys.shape[1] for own,_,keys,_ in self._blocks)]*self.shape.layers
 
 # %% ../nbs/06_protocol.ipynb #a90832d1
@@ -116,6 +126,10 @@ def _mask(self:Segments, b, window):
 def attend(self:Segments, layer, q, k, v):
     "Attention of the flat batch: q (N, heads, head_dim), k and v (N, kv_heads, head_dim) → (N, heads, head_dim)."
     if self.keep: self.kv[layer] = (k.detach(), v.detach())
+    if loops_run(q.device, q.dtype):
+        window = self.shape.windows[layer] or 2**40
+        self.pairs[layer] += segment_pairs(self.table, window)
+        return segment_attention(q, k, v, self.table, window)[0]
     take = lambda x,i: x.index_select(0, i.flatten()).view(*i.shape, *x.shape[1:]).transpose(1, 2)
     outs = []
     for b,(own,_,keys,_) in enumerate(self._blocks):

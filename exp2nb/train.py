@@ -269,7 +269,7 @@ def price(self:Supervised, seqs)->float:
     "Price of a step on `seqs` on the clock's basis, before it is taken."
     work = sum((Work(s.n, sum(sum(m[1:]) for _,m in part), sum(s.pairs_planned))
                 for r in range(parallel.world()) for part in micro_batches(seqs[r::parallel.world()], self.micro_tokens)
-                for s in [Segments(self.model.shape, [len(i)-1 for i,_ in part])]), Work())
+                for s in [Segments(self.model.shape, [len(i)-1 for i,_ in part], device=next(self.model.parameters()).device, dtype=self.dtype)]), Work())
     rows = supervised_cost(self.model.shape, [len(i) for i,_ in seqs], work), *(optimizer_cost(self.opt.matrices, rank=r) for r in range(parallel.world()))
     return sum(self.clock.price(r | dict(seconds=0.)) for r in rows)
 

@@ -1,10 +1,12 @@
 """The engine against the plain model, over drawn shapes and batches; `EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
 import os, random
+from contextlib import nullcontext
 import pytest, torch
 from exp2nb import fused
 from exp2nb.bench import plain_rollout
 from exp2nb.config import ModelConfig
 from exp2nb.engine import Decode, generate, moved, refill
+from exp2nb.kernels import without_loops
 from exp2nb.model import Transformer
 from exp2nb.protocol import Segments
 from exp2nb.tokenizer import train_tokenizer
@@ -34,14 +36,16 @@ def drawn(seed):
     how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]), seed=seed)
     return toy(seed, **shape), prompts, how
 
-both = pytest.mark.parametrize('loops', [True, False])   # on a CPU in float32: compiled loops, and the operators that run everywhere else
+@pytest.fixture(params=['loops', 'operators'])
+def both(request):
+    "Compiled loops on a CPU in float32, and the operators that run everywhere else."
+    with without_loops() if request.param=='operators' else nullcontext(): yield
 
-@both
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('seed', range(8))
-def test_logprobs_are_the_plain_models(seed, dtype, loops):
+def test_logprobs_are_the_plain_models(seed, dtype, both):
     model, prompts, how = drawn(seed)
-    samples,_ = generate(model, None, prompts, dtype=dtype, loops=loops, **how)
+    samples,_ = generate(model, None, prompts, dtype=dtype, **how)
     assert [(o.prompt, o.sample) for o in samples]==[(p,i) for p in range(len(prompts)) for i in range(how['n'])]
     for o in samples:
         assert len(o.tokens)==how['max_new'] and all(o.sampled) and not o.stopped
@@ -49,12 +53,11 @@ def test_logprobs_are_the_plain_models(seed, dtype, loops):
             want,_ = replay(model, prompts[o.prompt], o, arithmetic)
             assert (torch.tensor(o.logprobs)-want).abs().max() < TOLERANCE[dtype]
 
-@both
 @pytest.mark.parametrize('seed', range(8, 14))
-def test_greedy_takes_the_best_token(seed, loops):
+def test_greedy_takes_the_best_token(seed, both):
     "Wherever the two best logits differ by more than 1e-4."
     model, prompts, how = drawn(seed)
-    for o in generate(model, None, prompts, temperature=0, loops=loops, **how)[0]:
+    for o in generate(model, None, prompts, temperature=0, **how)[0]:
         _,logits = replay(model, prompts[o.prompt], o)
         best = logits.topk(2)
         clear = best.values[:,0]-best.values[:,1] > 1e-4
@@ -70,14 +73,13 @@ def test_the_plain_ways_cache_agrees(seed):
     same = sum(a==b for a,b in zip(ours, plain, strict=True))
     assert same >= .9*len(ours)   # a near tie may part two answers
 
-@both
-def test_rows_do_not_matter(loops):
+def test_rows_do_not_matter(both):
     model, tok = toy(3), train_tokenizer(['1+1=2 ']*9, 300)
     prompts = [[i+1]*(i+1) for i in range(9)]
     want,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5)
     assert len({len(o.tokens) for o in want}) > 3   # many lengths: rows come and go
     for rows in (1, 2, 5, 11):
-        got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows, loops=loops)
+        got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows)
         assert sum(a.tokens!=b.tokens for a,b in zip(want, got, strict=True)) <= 1   # a draw may fall on an edge
 
 def test_rows_end_at_the_end_token_and_only_there():
@@ -97,7 +99,8 @@ def test_memory_stays_bounded_while_late_rows_come():
     kept = []
     room = Decode.room
     Decode.room = lambda self,*a: kept.append(a) or room(self, *a)
-    try: generate(model, None, [[1,2]]*40, max_new=33, rows=4, loops=False)
+    try:
+        with without_loops(): generate(model, None, [[1,2]]*40, max_new=33, rows=4)
     finally: Decode.room = room
     block = 16 if DEVICE=='cpu' else 256
     assert len(kept)-1 <= 33//block+3
@@ -118,10 +121,10 @@ def test_without_onednn_everything_runs_as_before(monkeypatch):
     monkeypatch.setattr(fused, 'onednn_linear', lambda: None)
     assert [o.tokens for o in generate(model, None, prompts, **how)[0]]==want
 
-def test_a_broken_model_gets_tokens_in_finite_time():
+def test_a_broken_model_gets_tokens_in_finite_time(both):
     model = toy(1)
     with torch.no_grad(): model.head.weight.fill_(torch.nan)
-    for how in (dict(), dict(temperature=0), dict(loops=False)):
+    for how in (dict(), dict(temperature=0)):
         samples,_ = generate(model, None, [[1,2,3]], n=3, max_new=5, **how)
         assert all(0 <= t < 300 for o in samples for t in o.tokens)
 

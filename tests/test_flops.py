@@ -1,13 +1,15 @@
 "FLOP counting: pinned integers, real steps of every stage against PyTorch's counter, and what may not change a total."
 import random
+from contextlib import nullcontext
 import pytest, torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from exp2nb import engine, flops, fused
+from exp2nb import engine, flops
 from exp2nb.config import ModelConfig, Rates
 from exp2nb.engine import generate
 from exp2nb.flops import Work, executed_flops, flop_counter, optimizer_cost, rollout_cost, supervised_cost, update_cost
 from exp2nb.grpo import Group, policy_loss, set_weights
+from exp2nb.kernels import without_loops
 from exp2nb.llama import Llama, LlamaConfig
 from exp2nb.model import Transformer
 from exp2nb.nanochat import NanoChat, NanoConfig
@@ -28,12 +30,13 @@ MODELS = {
     'qwen, biases, window': lambda: Llama(LlamaConfig('qwen2', layers=2, width=40, heads=4, kv_heads=2, head_dim=12, mlp=88, vocab=303, context=64, qkv_bias=True, tied=True, windows=(6, None))),
 }
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=[(m, how) for m in MODELS for how in ('loops', 'operators')], ids=' by '.join)
 def model(request):
+    "Each model by compiled loops and by PyTorch's operators."
     torch.manual_seed(0)
-    m = MODELS[request.param]()
+    m = MODELS[request.param[0]]()
     for p in m.parameters(): torch.nn.init.normal_(p, 0., .1)
-    return m
+    with without_loops() if request.param[1]=='operators' else nullcontext(): yield m
 
 def count(f):
     with flop_counter() as c: out = f()
@@ -67,16 +70,14 @@ class EndsOften(engine.Row):
         super().__init__(*args)
         self.ends = set(range(0, 300, 9))
 
-@pytest.mark.parametrize('loops', [True, False])
-def test_generation(model, monkeypatch, loops):
+def test_generation(model, monkeypatch):
     "Prefill and decode of rows that end at different times and make room for others."
     monkeypatch.setattr(engine, 'Row', EndsOften)
     prompts = [[1+i]*n for i,n in enumerate((13, 6, 9, 21))]
     for rows in (3, 64):
-        counted,(samples,cost) = count(lambda rows=rows: generate(model, None, prompts, n=4, max_new=17, rows=rows, loops=loops))
+        counted,(samples,cost) = count(lambda rows=rows: generate(model, None, prompts, n=4, max_new=17, rows=rows))
         assert len({len(s.tokens) for s in samples}) > 2
         close(cost.columns(model.shape)['flops_executed'], counted)
-        if loops: assert cost.columns(model.shape)['flops_executed'] <= 1.1*cost.columns(model.shape)['flops_model']   # a loop pads nothing; prompts do
 
 def test_prefill_alone(model):
     counted,(_,cost) = count(lambda: generate(model, None, [[3]*11, [4]*8], n=2, max_new=1))
@@ -110,15 +111,17 @@ def test_supervised_step(model):
     close(supervised_cost(model.shape, [len(i) for i,_ in SEQS], work, work.heads)['flops_executed'], counted)
 
 @pytest.fixture
-def mkl(monkeypatch): "Products by the operator that PyTorch's counter knows."; monkeypatch.setattr(fused, 'onednn_linear', lambda: None)
+def operators():
+    "PyTorch's own, which its counter knows."
+    with without_loops(): yield
 
-def test_a_count_without_attention_fails(model, mkl):
+def test_a_count_without_attention_fails(model, operators):
     counted,work = count(lambda: supervised(model))
     assert abs(executed_flops(model.shape, Work(work.positions, work.heads, 0), True)/counted-1) > 1e-2
     with FlopCounterMode(display=False) as blind: supervised(model)   # PyTorch's own counter agrees with the wrong count: the trap is real
     assert blind.get_total_flops() < counted
 
-def test_math_backend_needs_no_registration(model, mkl):
+def test_math_backend_needs_no_registration(model, operators):
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as c: work = supervised(model)
     close(supervised_cost(model.shape, [len(i) for i,_ in SEQS], work, fused=False)['flops_executed'], c.get_total_flops())
 
