@@ -22,6 +22,7 @@ from .config import ModelConfig, PRESETS, Rates, UserError, check_choice, cli_er
 from .engine import generate
 from .flops import decode_flops, muon_flops, prefill_flops, train_flops
 from .grpo import Group, policy_loss, policy_micro_batches, set_weights
+from .kernels import without_loops
 from .model import Transformer
 from .nanochat import build, read_config
 from .optim import Optimizer
@@ -180,10 +181,11 @@ def one_round(
     groups = make_groups(w, prompts, samples)
     if plain_problems:
         some, scale = slice(0, plain_problems), w.problems/min(plain_problems, w.problems)
-        with torch.autocast(torch.device(dev).type, w.torch_dtype, enabled=w.dtype!='float32'):
-            xs,s = timed(lambda: plain_rollout(model, prompts[some], w.samples, w.new, top_k=w.top_k), dev)
-        t['plain_rollout'] = s*scale
-        t['plain_gradient'] = scale*timed(lambda: plain_gradient(model, prompts[some], xs, [g.weights for g in groups[some]], dtype=w.torch_dtype), dev)[1]
+        with without_loops():
+            with torch.autocast(torch.device(dev).type, w.torch_dtype, enabled=w.dtype!='float32'):
+                xs,s = timed(lambda: plain_rollout(model, prompts[some], w.samples, w.new, top_k=w.top_k), dev)
+            t['plain_rollout'] = s*scale
+            t['plain_gradient'] = scale*timed(lambda: plain_gradient(model, prompts[some], xs, [g.weights for g in groups[some]], dtype=w.torch_dtype), dev)[1]
         model.zero_grad()
     _,t['gradient'] = timed(lambda: our_gradient(model, groups, w), dev)
     opt = Optimizer(model, Rates(0, 0, 0, 0))
@@ -333,13 +335,13 @@ class Clocked(TorchDispatchMode):
 def seconds_by_name(f, device='cpu')->dict:
     "Seconds of every operation of `f`; on a GPU, of its kernels."
     if not str(device).startswith('cuda'):
-        with Clocked() as clock: f()
-        return clock.seconds
+        with Clocked() as clock: _,wall = timed(f)
+        return clock.seconds | dict(between=wall-sum(clock.seconds.values()))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]) as p: f()
     return {e.key.removeprefix('aten::'): e.self_device_time_total for e in p.key_averages() if e.key.startswith('aten::')}
 
 def profile(f, device='cpu')->dict:
-    "Shares of the time by kind of operation, largest first; `rest` is everything else that PyTorch did."
+    "Shares of the time by kind of operation, largest first; `rest` is everything else: other operators, the loops of `exp2nb.fused`, Python."
     out = dict.fromkeys([*KINDS, 'rest'], 0.)
     for name,s in seconds_by_name(f, device).items(): out[next((k for k,parts in KINDS.items() if any(p in name for p in parts)), 'rest')] += s
     total = sum(out.values())

@@ -7,15 +7,16 @@ __all__ = ['FAST', 'f32', 'LEAST', 'BLOCK', 'loops_run', 'without_loops', 'threa
            'span', 'score_block', 'blend_block', 'attend_rows', 'attend_all', 'decode_attention', 'pairs_of', 'count',
            'cut', 'best', 'sum_exp', 'pick_row', 'pick_all', 'pick_tokens']
 
-# %% ../nbs/05a_kernels.ipynb #0d246319
-import math
+# %% ../nbs/05a_kernels.ipynb #8210b6c9
+import hashlib, math
 from contextlib import contextmanager
+from pathlib import Path
 import numba, numpy as np, torch
 from numba import njit, prange
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-# %% ../nbs/05a_kernels.ipynb #ea69cedb
+# %% ../nbs/05a_kernels.ipynb #761a6cc9
 FAST = dict(fastmath=True, cache=True, error_model='numpy')
 f32, LEAST, BLOCK = np.float32, np.float32(-1e30), 16   # BLOCK: columns of a block of keys or values
 _on = [True]
@@ -36,11 +37,18 @@ def without_loops():
 
 def threads()->int:
     "As many as PyTorch uses."
-    n = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(n)
-    return n
+    n = torch.get_num_threads()
+    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads()!=n: torch.set_num_threads(n)   # both stand on OpenMP, and numba's start sets its number for all
+    return numba.get_num_threads()
 
-# %% ../nbs/05a_kernels.ipynb #71a3704f
+# %% ../nbs/05a_kernels.ipynb #6874b688
+if '__file__' in globals():   # in a notebook nothing is kept
+    _files = [Path(__file__).with_name(f'{m}.py') for m in ('kernels', 'fused', 'attention')]
+    _code = hashlib.sha256(b''.join(f.read_bytes() for f in _files if f.exists())).hexdigest()
+    numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(_files[0].parent/'__pycache__'/f'loops-{_code[:12]}')
+
+# %% ../nbs/05a_kernels.ipynb #5ded79eb
 @njit(forceinline=True, **FAST)
 def exp_(
     x,    # (n,) float32, at most 0; replaced by its exponential
@@ -57,7 +65,7 @@ def exp_(
         x[i] = p*r*r + r + f32(1.)
     for i in range(len(x)): x[i] *= power[i]
 
-# %% ../nbs/05a_kernels.ipynb #141ec5d6
+# %% ../nbs/05a_kernels.ipynb #f05de6c1
 @njit(forceinline=True, **FAST)
 def softmax_(
     s,    # (n,) float32, replaced
@@ -71,7 +79,7 @@ def softmax_(
     for i in range(len(s)): total += s[i]
     for i in range(len(s)): s[i] /= total
 
-# %% ../nbs/05a_kernels.ipynb #b687a9e3
+# %% ../nbs/05a_kernels.ipynb #98b58524
 @njit(forceinline=True, **FAST)
 def dots(
     q,  # (D,) query
@@ -107,7 +115,7 @@ def blend(
     for c in range(n//4*4, n):
         for d in range(D): o[d] += p[c]*V[c,d]
 
-# %% ../nbs/05a_kernels.ipynb #71e4afa0
+# %% ../nbs/05a_kernels.ipynb #e907020c
 @njit(forceinline=True, **FAST)
 def begin(q, k, v, prompt, own, rows, window, x, s, out, a, b, D):
     "Rows a … b−1: write the new key and value, scale the queries, score the prompt."
@@ -125,7 +133,7 @@ def begin(q, k, v, prompt, own, rows, window, x, s, out, a, b, D):
                     out[r,j,d] = f32(0.)
                 dots(x[r-a,j], prompt[0,g,h,first:P], s[r-a,j,first:], D)
 
-# %% ../nbs/05a_kernels.ipynb #1753483d
+# %% ../nbs/05a_kernels.ipynb #a1580e1a
 @njit(forceinline=True, **FAST)
 def span(i, block, window):
     "First and last column + 1 of a block that a row sees which writes its token number i."
@@ -151,7 +159,7 @@ def blend_block(own, block, rows, window, s, out, a, b, D):
             for h in range(own.shape[3]):
                 for j in range(h*per, h*per+per): blend(s[r-a,j,rows[r,1]+block*BLOCK+lo:], own[block,1,r,h,lo:hi], out[r,j], D)
 
-# %% ../nbs/05a_kernels.ipynb #de39d0c7
+# %% ../nbs/05a_kernels.ipynb #3586a962
 @njit(forceinline=True, **FAST)
 def attend_rows(q, k, v, prompt, own, rows, window, out, a, b, D):
     "Attention of rows a … b−1."
@@ -177,7 +185,7 @@ def attend_all(q, k, v, prompt, own, rows, window, out, parts):
         if D==64: attend_rows(q, k, v, prompt, own, rows, window, out, a, b, 64)   # the usual head: unrolled
         else: attend_rows(q, k, v, prompt, own, rows, window, out, a, b, D)
 
-# %% ../nbs/05a_kernels.ipynb #098aa5c6
+# %% ../nbs/05a_kernels.ipynb #9fc22856
 @torch.library.custom_op('exp2nb::decode_attention', mutates_args=('own',))
 def decode_attention(
     q:Tensor,      # (R, heads, head_dim) float32
@@ -203,7 +211,7 @@ def pairs_of(
 @register_flop_formula(torch.ops.exp2nb.decode_attention, get_raw=True)
 def _decode_attention_flops(q, k, v, prompt, own, rows, window, *args, **kw): return 4*q.shape[1]*q.shape[2]*pairs_of(rows, window)
 
-# %% ../nbs/05a_kernels.ipynb #b651ffa6
+# %% ../nbs/05a_kernels.ipynb #63184eb0
 @njit(forceinline=True, **FAST)
 def count(x, t):
     "How many are at least t."
@@ -229,7 +237,7 @@ def cut(x, k):
         else: hi = mid
     return lo
 
-# %% ../nbs/05a_kernels.ipynb #63e24ac1
+# %% ../nbs/05a_kernels.ipynb #b3799df8
 @njit(forceinline=True, **FAST)
 def best(x, k, tops, ids, kept):
     "The k best of x in the order of their ids: fills `ids` and `kept`, returns how many. All arrays are scratch of x's length."
@@ -251,7 +259,7 @@ def best(x, k, tops, ids, kept):
             ids[m], kept[m] = ids[i], kept[i]; m += 1
     return m
 
-# %% ../nbs/05a_kernels.ipynb #70744718
+# %% ../nbs/05a_kernels.ipynb #432d1f33
 @njit(forceinline=True, **FAST)
 def sum_exp(x, top, scale, e, bits):
     "Σ exp(scale·(x − top)); its terms are left in `e`."
@@ -261,7 +269,7 @@ def sum_exp(x, top, scale, e, bits):
     for i in range(len(x)): total += e[i]
     return total
 
-# %% ../nbs/05a_kernels.ipynb #ca1c327a
+# %% ../nbs/05a_kernels.ipynb #fc29ac15
 @njit(forceinline=True, **FAST)
 def pick_row(x, u, scale, k, vocab, sampled, e, bits, ids, kept):
     "One row's token and its log-probability."
@@ -282,7 +290,7 @@ def pick_all(x, u, scale, k, vocab, sampled, ids, logprobs, parts):
         e, bits, who, kept = np.empty(V, np.float32), np.empty(V, np.int32), np.zeros(V, np.int64), np.zeros(V, np.float32)
         for r in range(R*p//parts, R*(p+1)//parts): ids[r], logprobs[r] = pick_row(x[r], u[r], scale, k, vocab, sampled, e, bits, who, kept)
 
-# %% ../nbs/05a_kernels.ipynb #b3ca4606
+# %% ../nbs/05a_kernels.ipynb #e7190080
 @torch.library.custom_op('exp2nb::pick_tokens', mutates_args=())
 def pick_tokens(
     logits:Tensor,     # (R, vocabulary) float32

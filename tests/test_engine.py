@@ -1,5 +1,5 @@
 """The engine against the plain model, over drawn shapes and batches; `EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
-import os, random
+import os, random, subprocess, sys
 from contextlib import nullcontext
 import pytest, torch
 from exp2nb import fused
@@ -112,7 +112,9 @@ def test_threads_do_not_matter():
     def run(n):
         torch.set_num_threads(n)
         return [(o.tokens, o.logprobs) for o in generate(model, None, prompts, **how)[0]]
-    try: assert all(a[0]==b[0] and torch.allclose(torch.tensor(a[1]), torch.tensor(b[1]), atol=1e-4) for a,b in zip(run(1), run(2), strict=True))
+    try:
+        for n in (1, 2): run(n); assert torch.get_num_threads()==n   # the loops leave PyTorch's number alone
+        assert all(a[0]==b[0] and torch.allclose(torch.tensor(a[1]), torch.tensor(b[1]), atol=1e-4) for a,b in zip(run(1), run(2), strict=True))
     finally: torch.set_num_threads(before)
 
 def test_without_onednn_everything_runs_as_before(monkeypatch):
@@ -134,3 +136,8 @@ def test_holes_are_filled_from_the_end():
         n = r.randrange(1, 12); gone = r.sample(range(n), r.randrange(n+1))
         left = moved(list(range(n)), *refill(n, gone), n-len(gone))
         assert sorted(left)==[i for i in range(n) if i not in gone]
+
+def test_the_first_loop_leaves_pytorchs_threads_alone():
+    "numba starts its threads with the first loop, on the same OpenMP: seen in a new process only."
+    code = "import torch; torch.set_num_threads(1); from exp2nb.kernels import pick_tokens; pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]=='1'
