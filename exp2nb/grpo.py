@@ -9,7 +9,6 @@ __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 
 # %% ../nbs/14_grpo.ipynb #3685f8a7
 import json, math, time
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from . import parallel
 from .config import UserError, seed_of
@@ -19,7 +18,7 @@ from .fused import fast_linears
 from .ledger import Budget
 from .optim import Optimizer, schedule
 from .protocol import Segments
-from .train import Noise, check_finite, grad_sq, spent_row, sum_over_pieces
+from .train import Noise, check_finite, grad_sq, logprobs, spent_row, sum_over_pieces
 
 # %% ../nbs/14_grpo.ipynb #3c3b154b
 def advantages(
@@ -83,7 +82,7 @@ def logprobs_of(
 ):                 # (M,)
     "Log-probabilities of the targets."
     if temperature!=1: logits = logits/temperature
-    if not top_k: return -F.cross_entropy(logits, targets, reduction='none')   # its backward is one pass
+    if not top_k: return logprobs(logits, targets)
     picked = logits.gather(-1, targets[:,None])
     logits = logits[:,:vocab]
     kth = torch.minimum(logits.topk(min(top_k, logits.shape[-1]), -1).values[:,-1:], picked)

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .config import UserError
 from .tokenizer import Tokenizer, ROLES
 from .protocol import Shape, Segments
-from .model import norm, relu2, rope_angles, turn_norm
+from .model import norm, relu2, rope_angles, softcap, turn_norm
 
 # %% ../nbs/07a_nanochat.ipynb #777f2018
 @dataclass(frozen=True)
@@ -146,8 +146,7 @@ def hidden(self:NanoChat, ids, pos, attn):
 @patch
 def logits(self:NanoChat, h):
     "Final norm, head, soft-cap, in float32. Padding rows are computed, as the FLOPs say, and cut off, as nanochat does."
-    out = self.lm_head(norm(h))[..., :self.config.vocab].float()
-    return self.config.softcap*torch.tanh(out/self.config.softcap)
+    return softcap(self.lm_head(norm(h))[..., :self.config.vocab].float(), self.config.softcap)
 
 # %% ../nbs/07a_nanochat.ipynb #61c323d0
 def _shape_of(model):
