@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.script import call_parse, store_true
 from .config import ModelConfig, PRESETS, Rates, UserError, check_choice, cli_errors, git_revision
@@ -27,7 +28,7 @@ from .model import Transformer
 from .nanochat import build, read_config
 from .optim import Optimizer
 from .plan import console
-from .protocol import Segments
+from .protocol import KERNELS, Segments
 from .train import micro_batches, supervised_loss
 
 # %% ../nbs/21_bench.ipynb #a815110f
@@ -107,7 +108,7 @@ class RowCache:
         self.shape, self.now = shape, len(kv[0][0])
         self.kv = []
         for k,v in kv.values():
-            self.kv.append([torch.zeros(rows, k.shape[1], total, k.shape[2], dtype=k.dtype, device=k.device) for _ in 'kv'])
+            self.kv.append([torch.zeros(rows, k.shape[1], total, k.shape[2], dtype=v.dtype, device=k.device) for _ in 'kv'])
             for to,x in zip(self.kv[-1], (k,v), strict=True): to[:,:,:self.now] = x.transpose(0, 1)
 
     def attend(self, layer, q, k, v):
@@ -115,7 +116,7 @@ class RowCache:
         w = self.shape.windows[layer]
         cols = slice(0 if w is None else max(0, self.now+1-w), self.now+1)
         K,V = (x[:,:,cols] for x in self.kv[layer])
-        return F.scaled_dot_product_attention(q[:,:,None], K, V, enable_gqa=q.shape[1]!=k.shape[1])[:,:,0]
+        with sdpa_kernel(KERNELS): return F.scaled_dot_product_attention(q[:,:,None].to(V.dtype), K, V, enable_gqa=q.shape[1]!=k.shape[1])[:,:,0]
 
 # %% ../nbs/21_bench.ipynb #460172bb
 @torch.no_grad()
@@ -344,7 +345,7 @@ def profile(f, device='cpu')->dict:
     "Shares of the time by kind of operation, largest first; `rest` is everything else: other operators, the loops of `exp2nb.fused`, Python."
     out = dict.fromkeys([*KINDS, 'rest'], 0.)
     for name,s in seconds_by_name(f, device).items(): out[next((k for k,parts in KINDS.items() if any(p in name for p in parts)), 'rest')] += s
-    total = sum(out.values())
+    total = sum(out.values()) or 1.
     return {k:v/total for k,v in sorted(out.items(), key=lambda kv: -kv[1])}
 
 # %% ../nbs/21_bench.ipynb #6436ea9f
@@ -398,7 +399,8 @@ def bench(
         f = figures(w, model.shape, rows[-1])
         log(f"round {len(rows)}: {f['tokens_per_second']:,.0f} new tokens/s, {f['roofline_share']:.0%} of the roofline")
     each = [figures(w, model.shape, r) for r in rows]
-    where = profile(lambda: generate(model, None, w.prompts(), n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), w.device)
+    some = w.new if w.device=='cpu' else min(w.new, 32)   # PyTorch's profiler keeps every event
+    where = profile(lambda: generate(model, None, w.prompts(), n=w.samples, max_new=some, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), w.device)
     return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w),
                 figures={k: median(f[k] for f in each) for k in each[0]}, rounds=each, rollout_profile=where)
 
@@ -466,6 +468,7 @@ def exp2_bench(
     "Measure rollout, gradient step and supervised step against the machine's limits, the plain way and TRL."
     check_choice('device', device.split(':')[0], ['cpu', 'cuda'])
     if device.startswith('cuda') and not torch.cuda.is_available(): raise UserError('there is no GPU here: use --device cpu.')
+    if device.startswith('cuda:'): torch.cuda.set_device(device)   # what is timed, and named, is the current device
     if cpu_time: threads = 1
     if threads: torch.set_num_threads(threads)
     CLOCK['read'] = time.process_time if cpu_time else time.perf_counter

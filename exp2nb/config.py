@@ -173,8 +173,8 @@ class Config:
 def _full(depth):
     "The note's settings: nanochat's learning rates, AdamW's scaled with the width as nanochat does."
     s = (64*depth/768)**-.5
-    rates = Rates(matrix=.02, embedding=.2*s, head=.004*s)
-    return dict(model=ModelConfig(depth, pattern='SSSL'), pretrain=PretrainConfig(rates=rates), sft=SFTConfig(rates=rates), rl=RLConfig(rates=rates.times(.05, .05, .05, .05)),
+    rates, fits = Rates(matrix=.02, embedding=.2*s, head=.004*s), dict(micro_tokens=65536 if depth <= 12 else 16384)   # what a GPU of 80 GB holds of a forward pass
+    return dict(model=ModelConfig(depth, pattern='SSSL'), pretrain=PretrainConfig(rates=rates), sft=SFTConfig(rates=rates, **fits), rl=RLConfig(rates=rates.times(.05, .05, .05, .05), **fits),
                 sft_plus=SFTPlusConfig(rates=rates.times(.5, .5, .5, .5)), eval=EvalConfig(n_samples=4))
 
 _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)

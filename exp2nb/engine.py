@@ -324,7 +324,8 @@ def attend_own(self:Decode, layer, q, window):
     first = oldest//self.block
     kv = [x[layer,:,:len(q)] for x in self.own[first:]]
     kv[-1] = kv[-1][...,:self.now%self.block+1,:]
-    s = torch.cat([scores(q, k) for k,_ in kv], -1)
+    s = [scores(q, k) for k,_ in kv]
+    s = torch.cat(s, -1) if len(s) > 1 else s[0]
     first *= self.block
     if oldest > first: s[...,:oldest-first] = NEVER
     hidden = once(self._hidden, first, lambda: self.hidden_own(first))
@@ -347,8 +348,10 @@ def attend_prompt(self:Decode, layer, q, window):
     o, (_,h,n,D) = self._layout, q.shape
     K,V = self.prompt[layer,:,:o.groups,:,:o.longest]
     self.pairs[layer] += o.groups*o.size*o.longest
-    hidden = once(self._hidden, ('prompt', window), lambda: self.hidden_prompt(window))
-    if hidden is not None: hidden = hidden.expand(-1, -1, o.size, n, -1).flatten(2, 3)
+    def make():
+        x = self.hidden_prompt(window)
+        return None if x is None else x.expand(-1, -1, o.size, n, -1).flatten(2, 3)
+    hidden = once(self._hidden, ('prompt', window), make)
     grouped = q.index_select(0, o.members).view(o.groups, o.size, h, n, D).transpose(1, 2).reshape(o.groups, h, o.size*n, D)
     back = lambda x: x.view(o.groups, h, o.size, n, -1).transpose(1, 2).reshape(o.groups*o.size, h, n, -1).index_select(0, o.where)
     s = scores(grouped, K)

@@ -265,8 +265,10 @@ def off_policy_gap(
 )->float:            # mean of log q − log p, in nats per sampled token
     "How much likelier the sampled tokens were under the top-k distribution q than the full softmax p says."
     ids,seg,where,targets,_ = policy_batch(groups, model.shape, next(model.parameters()).device)
-    logits = model.logits(model.hidden(ids, seg.pos, seg)[where])
-    return (logprobs_of(logits, targets, top_k, temperature) - logprobs_of(logits, targets, 0, temperature)).mean().item()
+    def gap(x, i):
+        logits = model.logits(x)
+        return (logprobs_of(logits, targets[i], top_k, temperature) - logprobs_of(logits, targets[i], 0, temperature)).sum()
+    return (sum_over_pieces(model, model.hidden(ids, seg.pos, seg)[where], gap)/len(targets)).item()
 
 # %% ../nbs/14_grpo.ipynb #bd32c01a
 def preflight(

@@ -43,7 +43,9 @@ def turn_norm(x, cos, sin, scale:float=1.):
 
 def relu2(x):
     "ReLU, squared (So et al. 2021)."
-    return fused.relu2(x) if loops_run(x.device, x.dtype) else F.relu(x).square()
+    if loops_run(x.device, x.dtype): return fused.relu2(x)
+    r = F.relu(x)
+    return r*r   # `square` is a power to CUDA's autocast, which makes it float32
 
 def softcap(x, cap:float):
     "cap · tanh(x/cap) (Gemma 2, 2024)."

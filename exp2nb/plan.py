@@ -27,7 +27,7 @@ FULL_MIXTURE = 858_000*500                        # tokens of the note's SFT mix
 DEVICES = {         # FLOP/s bfloat16, bytes, bytes/s
     'h100': (989e12, 80e9, 3.35e12), 'h200': (989e12, 141e9, 4.8e12), 'b200': (2250e12, 180e9, 7.7e12), 'a100': (312e12, 80e9, 2.04e12),
     'l40s': (362e12, 48e9, .864e12), 'l4': (121e12, 24e9, .3e12), 'rtx4090': (165e12, 24e9, 1.01e12)}
-LAUNCHES, LAUNCH = 25, 6e-6                       # operators a layer runs for one token, and seconds to start one
+LAUNCHES, LAUNCH = 80, 6e-6                       # operators a layer runs for one token on a GPU (counted), and seconds to start one (assumed)
 
 # %% ../nbs/20_plan.ipynb #b84cff57
 @functools.cache
@@ -95,7 +95,8 @@ def cache_bytes(shape, size:int)->int:
     return 2*shape.layers*shape.kv_heads*shape.head_dim*size
 
 # %% ../nbs/20_plan.ipynb #a05cef93
-SAVED_LAYER, SAVED_HEAD = 20, 3   # numbers kept per token: × width in a layer, × vocabulary where logits are taken (gradient included)
+SAVED_LAYER = dict(cpu=80, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
+SAVED_HEAD = 3                       # numbers kept where logits are taken, × vocabulary, gradient included
 
 # %% ../nbs/20_plan.ipynb #fb36e338
 def memory(
@@ -109,10 +110,11 @@ def memory(
     size, gpu = (2, device!='cpu') if device!='cpu' else (4, False)
     embedding = shape.n_head
     tokens = min(c.rl.micro_tokens, -(-c.rl.problems*samples//devices)*(prompt+new))
+    tokens = max(tokens, min(c.sft.micro_tokens, -(-c.sft.batch_tokens//devices)))
     rows = min(c.rl.rows, -(-c.rl.problems*samples//devices))
     out = dict(weights=(shape.n+embedding)*(6 if gpu else 4), gradients=(shape.n+embedding)*4, optimizer=shape.n_body*4 + (shape.n_head+embedding)*8,
                kv_cache=int((-(-rows//samples)*prompt + rows*c.rl.max_new)*cache_bytes(shape, size)),
-               activations=tokens*shape.layers*shape.width*SAVED_LAYER*size, logits=int(tokens*new/(prompt+new))*shape.vocab*SAVED_HEAD*4)
+               activations=tokens*shape.layers*shape.width*SAVED_LAYER['gpu' if gpu else 'cpu'], logits=min(tokens*shape.vocab, 2**28 if gpu else 2**21)*SAVED_HEAD*4)   # a piece at a time, see `sum_over_pieces`
     return out | dict(total=sum(out.values())-min(out['kv_cache'], out['activations']+out['logits']))
 
 # %% ../nbs/20_plan.ipynb #11caf39f
@@ -199,7 +201,7 @@ def plan_text(p:dict)->str:
             f"SFT+ passes {sp['epochs']:.1f} times over the problems, matched on {sp['match_on']}. Another basis would buy: "
             + ', '.join(f"{b} {v['epochs']:.1f} ({v['steps']:,.0f} steps)" for b,v in sp['would_buy'].items() if b!=sp['match_on']) + '.',
             f"Decoding is bound by {rl['decode_bound_by']}.", 'Memory on a device: ' + ', '.join(f"{k.replace('_', ' ')} {v/1e9:,.2f} GB" for k,v in m.items() if v is not None) + '.']
-    if m['available'] and m['total'] > m['available']: out.append('This does not fit: lower rl.micro_tokens or rl.rows, or use a larger device.')
+    if m['available'] and m['total'] > m['available']: out.append('This does not fit: lower sft.micro_tokens, rl.micro_tokens or rl.rows, or use a larger device.')
     return '\n'.join(out)
 
 # %% ../nbs/20_plan.ipynb #d9108e90

@@ -179,7 +179,8 @@ def sum_over_pieces(
 ):                  # Σ f
     "A sum over targets, a piece at a time."
     size = max(64, (numbers or (2**21 if h.device.type=='cpu' else 2**28))//model.shape.vocab)
-    if len(h) <= size or not torch.is_grad_enabled(): return f(h, slice(0, len(h)))
+    if len(h) <= size: return f(h, slice(0, len(h)))
+    if not torch.is_grad_enabled(): return sum(f(h[i:i+size], slice(i, i+size)) for i in range(0, len(h), size))
     return _Pieces.apply(f, size, h, *[p for p in model.parameters() if p.requires_grad])
 
 # %% ../nbs/13_train.ipynb #47029484

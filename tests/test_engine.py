@@ -25,7 +25,7 @@ def replay(model, prompt, o, dtype=torch.float32):
     "A sample's log-probabilities by one plain pass."
     ids = torch.tensor(prompt+o.tokens[:-1], device=DEVICE)
     seg = Segments(model.shape, [len(ids)], device=DEVICE)
-    with torch.autocast(DEVICE, dtype, enabled=dtype!=torch.float32): logits = model.logits(model.hidden(ids, seg.pos, seg))[len(prompt)-1:]
+    with torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype!=torch.float32): logits = model.logits(model.hidden(ids, seg.pos, seg))[len(prompt)-1:]
     return logits.float().log_softmax(-1).gather(-1, torch.tensor(o.tokens, device=DEVICE)[:,None])[:,0].cpu(), logits.float().cpu()
 
 def drawn(seed):

@@ -48,5 +48,6 @@ def test_planned_steps_are_those_that_the_budget_gives():
 
 def test_more_devices_take_less_time_and_memory():
     one, eight = (plan(make_config('d26'), devices=n) for n in (1, 8))
-    assert eight['rl']['hours']['update'] < one['rl']['hours']['update'] and eight['memory']['total'] < one['memory']['total']
+    assert eight['rl']['hours']['update'] < one['rl']['hours']['update'] and eight['memory']['kv_cache'] < one['memory']['kv_cache']
+    assert eight['memory']['total'] <= one['memory']['total']   # the most is a supervised pass, as long on one device as on eight
     assert eight['rl']['total']==one['rl']['total'] and eight['sft_plus']['steps']==one['sft_plus']['steps']

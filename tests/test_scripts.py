@@ -128,3 +128,21 @@ def test_slurm_passes_the_signal_on_and_queues_again(tmp_path):
     job.send_signal(signal.SIGTERM)
     assert job.wait(20)==143
     assert log.read_text().splitlines()==['begun', 'saved', 'scontrol requeue 77']
+
+def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
+    (tmp_path/'runs').mkdir(); (tmp_path/'.venv/bin').mkdir(parents=True)
+    for f in ('runs/env.sh', 'runs/constraints.txt', 'pyproject.toml'): shutil.copy(RUNS.parent/f, tmp_path/f)
+    python, log = tmp_path/'.venv/bin/python', tmp_path/'log'
+    python.write_text(f'#!/bin/sh\necho "$*" >> {log}\n'); python.chmod(0o755)   # its PyTorch, asked, has no CUDA
+    (tmp_path/'.venv/bin/activate').touch()
+    def pip(**env):
+        log.write_text('')
+        r = subprocess.run(['bash', '-c', '. runs/env.sh; make_env ""'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'EXP2_ENV':'', **env})
+        assert r.returncode==0, r.stderr
+        return log.read_text()
+    if shutil.which('nvidia-smi') is None:
+        assert 'whl/cpu' in (first := pip()) and 'uninstall' not in first
+        assert not pip()                                    # made already
+    second = pip(EXP2_GPU='1')
+    assert 'whl/cpu' not in second and second.index('uninstall -qy torch') < second.index('--no-deps')
+    assert not pip()                                        # on the login node again, without a GPU
