@@ -178,7 +178,7 @@ def add_prompts(self:Decode,
     "Store the prompts' keys and values in the next free slots."
     first = len(self.names)
     self.names += names; self.lengths += seg.lengths
-    at = torch.arange(first, len(self.names), device=self.device).repeat_interleave(torch.tensor(seg.lengths, device=self.device)), seg.pos
+    at = torch.arange(first, len(self.names)).repeat_interleave(torch.tensor(seg.lengths)).to(self.device), seg.pos
     for layer,kv in seg.kv.items():
         for to,x in zip(self.prompt[layer], kv, strict=True): to.transpose(1,2)[at] = x.to(self.dtype)
     self.ends = [torch.cat([a,b]) for a,b in zip(self.ends, seg.seen, strict=True)] if first else seg.seen

@@ -143,10 +143,10 @@ def flat_batch(
 )->tuple:      # ids (N,), the context `Segments`, targets (M,), where (M,): positions in the flat batch whose next token carries loss
     "Lay sequences side by side: each gives its tokens but the last as input, and is asked for its tokens with mask 1."
     seg = Segments(shape, [len(ids)-1 for ids,_ in seqs], device=device)
-    ids = torch.tensor([t for ids,_ in seqs for t in ids[:-1]], device=device)
-    nxt = torch.tensor([t for ids,_ in seqs for t in ids[1:]], device=device)
-    own = torch.tensor([m for _,mask in seqs for m in mask[1:]], device=device).bool()
-    return ids, seg, nxt[own], own.nonzero().flatten()
+    ids = torch.tensor([t for ids,_ in seqs for t in ids[:-1]])
+    nxt = torch.tensor([t for ids,_ in seqs for t in ids[1:]])
+    own = torch.tensor([m for _,mask in seqs for m in mask[1:]]).bool()
+    return ids.to(device), seg, nxt[own].to(device), own.nonzero().flatten().to(device)   # chosen here: a GPU would have to say how many
 
 # %% ../nbs/13_train.ipynb #905b9229
 class _Pieces(torch.autograd.Function):
