@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.script import call_parse, store_true
 from .config import ModelConfig, PRESETS, Rates, UserError, check_choice, cli_errors, git_revision
@@ -28,7 +27,7 @@ from .model import Transformer
 from .nanochat import build, read_config
 from .optim import Optimizer
 from .plan import console
-from .protocol import KERNELS, Segments
+from .protocol import Segments
 from .train import micro_batches, supervised_loss
 
 # %% ../nbs/21_bench.ipynb #a815110f
@@ -116,7 +115,7 @@ class RowCache:
         w = self.shape.windows[layer]
         cols = slice(0 if w is None else max(0, self.now+1-w), self.now+1)
         K,V = (x[:,:,cols] for x in self.kv[layer])
-        with sdpa_kernel(KERNELS): return F.scaled_dot_product_attention(q[:,:,None].to(V.dtype), K, V, enable_gqa=q.shape[1]!=k.shape[1])[:,:,0]
+        return F.scaled_dot_product_attention(q[:,:,None].to(V.dtype), K, V, enable_gqa=q.shape[1]!=k.shape[1])[:,:,0]
 
 # %% ../nbs/21_bench.ipynb #460172bb
 @torch.no_grad()

@@ -33,9 +33,9 @@ def weights_at(
     if (p/'arm.json').is_file() and (c := read_json(p/'config.json'))['arm']=='sft':
         return weights_at(c['sft_checkpoint'] or p.parent.parent/f"seed{c['seed'] if c['vary'] in ('sft', 'base') else 0}")
     if saved := checkpoints(p): raise UserError(f'{p} is not finished and has no weights yet: let it end, or name one of its checkpoints, such as {saved[-1]}.')
-    if (p/'tokenizer.json').is_file() and (p/'base').is_dir():
-        inside = sorted(str(w.parent.relative_to(p)) for w in p.glob('**/weights'))
-        raise UserError(f"{p} is a whole run: name one of its models ({', '.join(inside) or 'none is finished'}).")
+    inside = sorted(str(w.parent.relative_to(p)) for w in p.glob('**/weights')) if p.is_dir() and not (p/'config.json').is_file() else []
+    if inside or ((p/'tokenizer.json').is_file() and (p/'base').is_dir()):
+        raise UserError(f"{p} is a whole run, or a part of one: name one of its models ({', '.join(inside) or 'none is finished'}).")
     return path
 
 # %% ../nbs/20a_eval.ipynb #212d5803

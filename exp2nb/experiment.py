@@ -66,8 +66,9 @@ def pieces(cs:list)->dict:  # folder below the run folder → seconds
     return out
 
 def minutes(cs:list)->float:
-    "Estimated minutes of a queue on this machine, installation aside."
-    return sum(pieces(cs).values())/60
+    "Estimated minutes of what is not finished yet of a queue, on this machine, installation aside."
+    done = lambda folder: (folder/'arm.json').exists() or (folder/'record.json').exists()
+    return sum(s for name,s in pieces(cs).items() if not done(run_folder(cs[0])/name))/60
 
 # %% ../nbs/17b_experiment.ipynb #6d4eac13
 @call_parse
@@ -94,7 +95,9 @@ def exp2_queue(
     print(f'# run_dir {c.run_dir}')
     print('# plan ' + json.dumps(dict(pieces=pieces(cs))))   # for exp2_status
     where = 'this machine' if plan(cs[0])['device']=='cpu' else plan(cs[0])['device']
-    print(f"# say {len(cs)} arms of {c.preset} on {c.task}, seeds {seeds}: about {max(1, round(minutes(cs)))} minutes on {where}, installation aside. Everything goes to {c.run_dir}.")
+    left = minutes(cs)
+    said = f"about {max(1, round(left))} minute{'s'*(round(left) > 1)} on {where}, installation aside." if left else 'all of them are done.'
+    print(f"# say {len(cs)} arms of {c.preset} on {c.task}, seeds {seeds}: {said} Everything goes to {c.run_dir}.")
     for x in cs: print(f"{x.arm}/{f'passes{x.sft_passes:g}-' if x.sft_passes else ''}{x.match_on}-{x.budget:g}/seed{x.seed} {arguments(x, changes)}")
 
 def numbers(name, text):

@@ -55,7 +55,7 @@ def _band(ax, rows, arm):
 
 # %% ../nbs/19_report.ipynb #efd1df4f
 @figure('Accuracy against the FLOPs spent after SFT', 'Points: greedy accuracy on the test problems where each budget ends, with 95 % intervals. Dashed: the SFT checkpoint from which all arms start, on the same problems. '
-        'Look at which point is higher at the same horizontal place. Thin lines: the few dev problems along the way (band: lowest to highest seed); they are other problems, so compare their shape, not their height.')
+        'Look at which point is higher; where budgets are equal, the arms are drawn a hair apart. Thin lines: the few dev problems along the way (band: lowest to highest seed). They are fewer and others, so compare their shape, not their height.')
 def accuracy_vs_flops(result):
     fig,ax = plt.subplots()
     t,on = result['tables'],result['budget']['match_on']
@@ -116,7 +116,7 @@ def benchmarks(result):
     return fig
 
 # %% ../nbs/19_report.ipynb #aa5aff74
-@figure('RL, step by step', 'Thin lines: seeds; thick: their mean. A group has no signal when its answers are all right or all wrong. Watch for a reward that stays flat, '
+@figure('RL, step by step', 'Thin lines: seeds; thick: their mean, smoothed over five steps. A group has no signal when its answers are all right or all wrong. Watch for a reward that stays flat, '
         'signal that dries up, answers that grow to the limit, or an entropy that collapses.')
 def rl_over_steps(result):
     d = pd.DataFrame(result['tables']['dynamics'])
@@ -346,7 +346,7 @@ def html_page(result, figs)->str:
 # %% ../nbs/19_report.ipynb #8514f7dc
 def html_prices(result):
     rows = [[p['basis'], amount(p['rl'],p['basis']), amount(p['sft_plus'],p['basis']), f"{p['steps']:,.0f}", f"{p['epochs']:.2f}"] for p in result['tables']['prices']]
-    said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run, padding included. <b>note</b>: the original note\'s formulas, literally. '
+    said = ('<b>model</b>: what the algorithm needs (the basis of the verdict). <b>executed</b>: what was run: with padding, but a shared prompt once, and groups without signal not at all in the gradient. <b>note</b>: the original note\'s formulas, literally. '
             '<b>seconds</b>: time of the slowest process.')
     return html_table(rows, ['basis','RL spent','SFT+ spent','SFT+ steps that RL\'s total buys','epochs']) + f'<p class="small">{said}</p>'
 

@@ -23,10 +23,10 @@ def piece_status(
     rows = [r for r in (read_jsonl(log) if log.exists() else []) if r['step']>=0 and r['fraction']>0]
     step = rows[-1]['step']+1 if rows else 0
     total = round(step/rows[-1]['fraction']) if rows else None
-    pace = statistics.median(r['seconds'] for r in rows[-20:]) if rows else None
+    pace = statistics.median(r['seconds'] for r in rows[1:][-20:]) if len(rows) > 1 else None   # the first step may have compiled the loops
     writer, done = lock_holder(folder), (folder/'arm.json').exists() or (folder/'record.json').exists()
     return dict(state='done' if done else 'runs' if writer else 'stopped', step=step, total=total, seconds=sum(r['seconds'] for r in rows),
-                seconds_left=0. if done else pace*(total-step) if rows else None,
+                seconds_left=0. if done else pace*(total-step) if pace is not None else None,
                 checkpoint=max((int(p.name[5:]) for p in checkpoints(folder)), default=None),
                 writer=writer, quiet=time.time()-log.stat().st_mtime if writer and rows else None)
 
@@ -51,7 +51,7 @@ def status(
 # %% ../nbs/23_status.ipynb #cb485d63
 def _like(name, pieces):
     "Seconds that a piece may take: the mean of the same arm's other seeds; None if there are none."
-    others = [s['seconds']+s['seconds_left'] for n,s in pieces.items() if n.rpartition('/')[0]==name.rpartition('/')[0]!='' and s['total']]
+    others = [s['seconds']+s['seconds_left'] for n,s in pieces.items() if n.rpartition('/')[0]==name.rpartition('/')[0]!='' and s['total'] and s['seconds_left'] is not None]
     return statistics.mean(others) if others else None
 
 # %% ../nbs/23_status.ipynb #5c9b5db7

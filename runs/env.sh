@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the scripts in this folder: makes .venv in the project's root, or reuses it, and activates it.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-export MPLBACKEND="${MPLBACKEND:-Agg}"   # scripts draw into files
 # A training step on a CPU allocates and frees large arrays all the time: huge pages, and keeping freed memory, save a tenth of it (Linux; elsewhere these do nothing).
 export THP_MEM_ALLOC_ENABLE="${THP_MEM_ALLOC_ENABLE:-1}" MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4294967296}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4294967296}"
 

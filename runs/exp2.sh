@@ -43,6 +43,7 @@ if [ -n "$dry" ]; then   # DEVICE and DEVICES: what the plan is for, e.g. DEVICE
 fi
 mkdir -p "$run_dir/notebooks" "$run_dir/report"
 sed -n 's/^# plan //p' <<<"$queue" >"$run_dir/plan.json"   # exp2_status reads it
+echo "From another shell, exp2_status $run_dir says how far it has come."
 
 child=''
 stop() {          # SIGTERM and SIGINT go to the process that writes the run folder; it saves a checkpoint and ends

@@ -167,13 +167,13 @@ def test_budget_of_the_embedded_default_is_met(basis, seed):
     shape, rng = shape_of(TINY['model']), random.Random(seed)
     lengths = [rng.randint(40, 131) for _ in range(2000)]
     b = Budget(25*sum(r[f'flops_{basis}'] for r in rl_step(shape, 16, 16, 40, 40).values()), basis)   # a quarter of it: 25 steps
-    price, i, sizes, fractions = price_on(shape, basis), 0, [], []
+    price, i, sizes, prices, fractions = price_on(shape, basis), 0, [], [], []
     while take := b.fit([lengths[(i+k)%2000] for k in range(64)], 32, price):
         fractions.append(b.fraction)
         b.spend({f'flops_{basis}': price(take)})
-        i, sizes = i+len(take), [*sizes, len(take)]
+        i, sizes, prices = i+len(take), [*sizes, len(take)], [*prices, price(take)]
     assert abs(b.residual) < 1e-3 and b.spent <= b.target
-    assert set(sizes[:-1])=={32} and 16 <= sizes[-1] <= 49
+    assert set(sizes[:-1])=={32} and sizes[-1] <= 49 and prices[-1] >= .49*prices[-2]   # in price, the optimizer's step included: half a step at least
     assert fractions==sorted(fractions) and fractions[0]==0 and fractions[-1] < 1
 
 @pytest.mark.parametrize('seed', range(100))

@@ -50,11 +50,13 @@ def papermill(out, **params):
     except pm.PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
     return '\n'.join(o.get('text', '') for c in nb.cells if c.cell_type=='code' for o in c.outputs)
 
-def test_the_notebook_runs_an_arm(embedded, tmp_path):
+def test_the_notebook_runs_an_arm(embedded, tmp_path, monkeypatch):
     "sft_plus by papermill, in the folder where sft and rl ran in this process."
     top, arms, _ = embedded
+    monkeypatch.delenv('MPLBACKEND', raising=False)   # as in a user's shell
     said = papermill(tmp_path/'out.ipynb', arm='sft_plus', preset='smoke', run_dir=str(top), n_train=64, n_test=8, dev=8, changes=' '.join(f'{k}={v}' for k,v in SMALL.items()))
     assert 'more SFT' in said, said
+    assert any('image/png' in o.get('data', {}) for c in read_json(tmp_path/'out.ipynb')['cells'] for o in c.get('outputs', [])), 'the journal has no curves'
     plus = read_json(arm_folder(config(top, 'sft_plus'))/'arm.json')
     check_comparison(arms | dict(sft_plus=plus))
 

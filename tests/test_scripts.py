@@ -146,3 +146,7 @@ def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
     second = pip(EXP2_GPU='1')
     assert 'whl/cpu' not in second and second.index('uninstall -qy torch') < second.index('--no-deps')
     assert not pip()                                        # on the login node again, without a GPU
+
+def test_env_leaves_the_notebooks_pictures_alone():
+    r = run('-c', '. runs/env.sh; echo "${MPLBACKEND-none}"', MPLBACKEND='')
+    assert r.stdout.strip() in ('', 'none'), 'with a backend for files, papermill writes journals without curves'
