@@ -99,7 +99,7 @@ def policy_loss(
     device = next(model.parameters()).device
     ids,seg,where,targets,weights = policy_batch(groups, model.shape, device)
     with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32), fast_linears(model, dtype):
-        h, said = model.hidden(ids, seg.pos, seg)[where], []
+        h, said = model.hidden(ids, seg.pos, seg).index_select(0, where), []   # not h[where]: a prompt's last token stands there once a sample, and its gradients would be added in whatever order the threads come
         def piece(x, i):
             lp = logprobs_of(model.logits(x), targets[i], top_k, temperature, vocab)
             said.append(lp.detach())
@@ -268,7 +268,7 @@ def off_policy_gap(
     def gap(x, i):
         logits = model.logits(x)
         return (logprobs_of(logits, targets[i], top_k, temperature) - logprobs_of(logits, targets[i], 0, temperature)).sum()
-    return (sum_over_pieces(model, model.hidden(ids, seg.pos, seg)[where], gap)/len(targets)).item()
+    return (sum_over_pieces(model, model.hidden(ids, seg.pos, seg).index_select(0, where), gap)/len(targets)).item()
 
 # %% ../nbs/14_grpo.ipynb #bd32c01a
 def preflight(

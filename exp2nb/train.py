@@ -200,7 +200,7 @@ def supervised_loss(
     device = next(model.parameters()).device
     ids,seg,targets,where = flat_batch(seqs, model.shape, device)
     with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32), fused.fast_linears(model, dtype):
-        h = model.hidden(ids, seg.pos, seg)[where]
+        h = model.hidden(ids, seg.pos, seg).index_select(0, where)
         loss = sum_over_pieces(model, h, lambda x,i: -logprobs(model.logits(x), targets[i]).sum())
     return loss, Work(seg.n, len(where), sum(seg.pairs))
 

@@ -1,9 +1,11 @@
 "The whole experiment in small, as a user runs it: every arm, both target tasks, the run notebook, refusals, and the same run twice."
 import json, os, shutil, signal, sys
 from pathlib import Path
-import pytest
+import pytest, torch
 from exp2nb.arms import arm_folder, run_arm
+from exp2nb.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override
+from exp2nb.engine import Sample
 from exp2nb.experiment import tune
 from exp2nb.store import Interrupted, artifact_hash, read_json, read_jsonl
 from exp2nb.train import Supervised
@@ -170,3 +172,18 @@ def test_gsm8k_from_end_to_end(only_gsm8k, tmp_path):
         assert list(r['scores']['end'])==['gsm8k', 'spellingbee'] and {x['task'] for x in r['not_run']}=={'mmlu', 'humaneval'}
         assert all('exp2_fetch' in x['why'] for x in r['not_run'])
         assert r['scores']['end']['gsm8k']['n']==8 and 't1' in r['scores']['end']['gsm8k']
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason='one processor adds in one order')
+def test_a_gradient_is_the_same_every_time_with_two_threads():
+    "To the bit: a prompt's last token is asked for by all its samples, and their gradients must be added in a fixed order."
+    w, n = Workload(depth=1, problems=2, samples=16), torch.get_num_threads()
+    model = w.model()
+    groups = make_groups(w, w.prompts(), [Sample(p, s, [(7*p+5*s+3*t)%w.vocab for t in range(w.new)], [True]*w.new) for p in range(2) for s in range(16)])
+    def gradients():
+        model.zero_grad(); our_gradient(model, groups, w)
+        return {k: p.grad.clone() for k,p in model.named_parameters()}
+    try:
+        torch.set_num_threads(2)
+        first = gradients()
+        for _ in range(6): assert all(torch.equal(first[k], g) for k,g in gradients().items())
+    finally: torch.set_num_threads(n)
