@@ -448,10 +448,7 @@ def exp2_bench(
     samples:int=0,
     prompt:int=0,
     new:int=0,
-    depth:int=0,
-    width:int=0,
-    head_dim:int=0,
-    vocab:int=0,
+    depth:int=0, width:int=0, head_dim:int=0, vocab:int=0,
     micro_tokens:int=0,
     threads:int=0,          # CPU threads; 0: PyTorch's choice
     cpu_time:store_true=False,# on a busy machine: one thread, and seconds of this process only
