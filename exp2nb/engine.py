@@ -517,7 +517,7 @@ def generate(
         dtype, loops = dtype or weight.dtype, loops_run(weight.device, dtype or weight.dtype)
         choose, vocab = pick_by_loop if loops else pick, tok.vocab_size if tok else None
         run = Rollout(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, loops)
-        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), fast_linears(model, dtype): run.run()
+        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), fast_linears(model, dtype, frozen=True): run.run()
     samples = [r.out for r in all_rows]
     new = [[len(s.tokens) for s in samples[p*n:p*n+n]] for p in range(len(prompts))]
     cost = Cost([len(p) for p in prompts], new, sum(not x for s in samples for x in s.sampled))

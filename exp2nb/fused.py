@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['EPS', 'SOUND', 'RUN', 'norm_forward', 'norm_backward', 'norm', 'turn_forward', 'turn_backward', 'turn_norm',
            'relu2_forward', 'relu2_backward', 'relu2', 'cap_forward', 'cap_backward', 'softcap', 'say_forward',
-           'say_backward', 'logprobs', 'onednn_linear', 'fast_linears']
+           'say_backward', 'logprobs', 'onednn_linear', 'fast_linears', 'relu2_linear']
 
 # %% ../nbs/05b_fused.ipynb #80f0ec32
 import platform
 from contextlib import contextmanager
-import numpy as np, torch
+from functools import cache
+import numpy as np, torch, torch.nn.functional as F
 from numba import njit, prange
 from .kernels import FAST, exp_, f32, largest, loops_run, threads
 
@@ -126,23 +127,11 @@ def relu2_backward(g, x, dx, parts):
         u, v, w = x[a:b], dx[a:b], g[a:b]
         for i in range(b-a): v[i] = f32(2.)*max(u[i], f32(0.))*w[i]
 
-class _Relu2(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        y = torch.empty(x.shape)
-        relu2_forward(_array(x, -1), _array(y, -1), threads())
-        return y
-    @staticmethod
-    def backward(ctx, g):
-        x, = ctx.saved_tensors
-        dx = torch.empty(x.shape)
-        relu2_backward(_array(g, -1), _array(x, -1), _array(dx, -1), threads())
-        return dx
-
 def relu2(x):
-    "max(x, 0)²."
-    return _Relu2.apply(x)
+    "max(x, 0)², without a gradient."
+    y = torch.empty(x.shape)
+    relu2_forward(_array(x, -1), _array(y, -1), threads())
+    return y
 
 # %% ../nbs/05b_fused.ipynb #f382c459
 SOUND = dict(FAST, fastmath={'reassoc', 'contract', 'arcp', 'nsz', 'afn'})   # what `fastmath` allows, without "there is no NaN and no infinity"
@@ -234,32 +223,72 @@ def logprobs(
     return _Say.apply(x, targets)
 
 # %% ../nbs/05b_fused.ipynb #0d6ad2f5
+@cache
 def onednn_linear():
     "PyTorch's operator (x, weight, bias, …) for oneDNN's float32 product; None where this build or processor has none."
     if platform.machine() not in ('x86_64', 'AMD64') or not torch.backends.mkldnn.is_available(): return None
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None)
 
+def _product(x, weight):
+    "x weightᵀ."
+    f = onednn_linear()
+    return f(x, weight, None, 'none', [], '') if f else F.linear(x, weight)
+
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, f):
-        ctx.save_for_backward(x, weight); ctx.f = f
-        return f(x, weight, None, 'none', [], '')
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight)
     @staticmethod
     def backward(ctx, g):
         x,weight = ctx.saved_tensors
-        dx = ctx.f(g, weight.T, None, 'none', [], '') if ctx.needs_input_grad[0] else None
-        return dx, g.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None, None
+        dx = _product(g, weight.T) if ctx.needs_input_grad[0] else None
+        return dx, g.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+
+# %% ../nbs/05b_fused.ipynb #cd5bd4f4
+def _layer(m):
+    "What a linear layer runs in training."
+    return lambda x: _Product.apply(x, m.weight) if m.bias is None else _Product.apply(x, m.weight)+m.bias
+
+def _frozen_layer(m):
+    "What it runs where nothing is learned: its weight is laid out for the product once, not at every call."
+    weight = torch.ops.mkldnn._reorder_linear_weight(m.weight.detach(), None)
+    return lambda x: onednn_linear()(x, weight, m.bias, 'none', [], '')
 
 @contextmanager
 def fast_linears(
     model:torch.nn.Module,
-    dtype=torch.float32   # of the forward pass
+    dtype=torch.float32, # of the forward pass
+    frozen:bool=False    # are the weights left as they are, and no gradients asked for? A second copy of them is made
 ):
     "Inside, the linear layers of a float32 model on a CPU call oneDNN."
     weight = next(model.parameters())
-    f = onednn_linear() if weight.dtype==dtype and loops_run(weight.device, dtype) else None
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear] if f else []
-    for m in layers: m.forward = lambda x, m=m: _Product.apply(x, m.weight, f) if m.bias is None else _Product.apply(x, m.weight, f)+m.bias
+    fast = weight.dtype==dtype and loops_run(weight.device, dtype) and onednn_linear()
+    layers = [m for m in model.modules() if type(m) is torch.nn.Linear] if fast else []
+    for m in layers: m.forward = (_frozen_layer if frozen else _layer)(m)
     try: yield
     finally:
         for m in layers: del m.forward
+
+# %% ../nbs/05b_fused.ipynb #83a10cfb
+class _Relu2Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return _product(relu2(x), weight)
+    @staticmethod
+    def backward(ctx, g):
+        x,weight = ctx.saved_tensors
+        dw = g.flatten(0, -2).T @ relu2(x).flatten(0, -2)
+        dy = _product(g, weight.T)
+        relu2_backward(_array(dy, -1), _array(x, -1), _array(dy, -1), threads())
+        return dy, dw
+
+def relu2_linear(
+    x,     # (…, D) float32
+    layer  # a linear layer
+):
+    "layer(max(x, 0)²)."
+    if not torch.is_grad_enabled(): return layer(relu2(x))
+    y = _Relu2Product.apply(x, layer.weight)
+    return y if layer.bias is None else y+layer.bias

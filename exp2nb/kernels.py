@@ -103,17 +103,10 @@ def dots(
     D
 ):
     "s = K q."
-    n = len(K)
-    for c in range(0, n-3, 4):
-        s0 = s1 = s2 = s3 = f32(0.)
-        for d in range(D):
-            x = q[d]
-            s0 += x*K[c,d]; s1 += x*K[c+1,d]; s2 += x*K[c+2,d]; s3 += x*K[c+3,d]
-        s[c], s[c+1], s[c+2], s[c+3] = s0, s1, s2, s3
-    for c in range(n//4*4, n):
-        s0 = f32(0.)
-        for d in range(D): s0 += q[d]*K[c,d]
-        s[c] = s0
+    for c in range(len(K)):
+        t, k = f32(0.), K[c]
+        for d in range(D): t += q[d]*k[d]
+        s[c] = t
 
 @njit(forceinline=True, **FAST)
 def blend(
@@ -123,12 +116,9 @@ def blend(
     D
 ):
     "o += p V."
-    n = len(V)
-    for c in range(0, n-3, 4):
-        p0, p1, p2, p3 = p[c], p[c+1], p[c+2], p[c+3]
-        for d in range(D): o[d] += (p0*V[c,d] + p1*V[c+1,d]) + (p2*V[c+2,d] + p3*V[c+3,d])
-    for c in range(n//4*4, n):
-        for d in range(D): o[d] += p[c]*V[c,d]
+    for c in range(len(V)):
+        w, v = p[c], V[c]
+        for d in range(D): o[d] += w*v[d]
 
 # %% ../nbs/05a_kernels.ipynb #e907020c
 @njit(forceinline=True, **FAST)

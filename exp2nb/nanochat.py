@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .config import UserError
 from .tokenizer import Tokenizer, ROLES
 from .protocol import Shape, Segments
-from .model import norm, relu2, rope_angles, softcap, turn_norm
+from .model import norm, relu2_linear, rope_angles, softcap, turn_norm
 
 # %% ../nbs/07a_nanochat.ipynb #777f2018
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.c_fc, self.c_proj = linear(c.width, 4*c.width), linear(4*c.width, c.width)
-    def forward(self, x): return self.c_proj(relu2(self.c_fc(x)))
+    def forward(self, x): return relu2_linear(self.c_fc(x), self.c_proj)
 
 class Block(nn.Module):
     "Attention, then MLP, each on the normed stream and added to it."

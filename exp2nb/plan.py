@@ -96,7 +96,7 @@ def cache_bytes(shape, size:int)->int:
     return 2*shape.layers*shape.kv_heads*shape.head_dim*size
 
 # %% ../nbs/20_plan.ipynb #a05cef93
-SAVED_LAYER = dict(cpu=80, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
+SAVED_LAYER = dict(cpu=56, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
 SAVED_HEAD = 3                       # numbers kept where logits are taken, × vocabulary, gradient included
 
 # %% ../nbs/20_plan.ipynb #fb36e338
@@ -114,9 +114,9 @@ def memory(
     tokens = max(tokens, min(c.sft.micro_tokens, -(-c.sft.batch_tokens//devices)))
     rows = min(c.rl.rows, -(-c.rl.problems*samples//devices))
     out = dict(weights=(shape.n+embedding)*(6 if gpu else 4), gradients=(shape.n+embedding)*4, optimizer=shape.n_body*4 + (shape.n_head+embedding)*8,
-               kv_cache=int((-(-rows//samples)*prompt + rows*c.rl.max_new)*cache_bytes(shape, size)),
+               kv_cache=int((-(-rows//samples)*prompt + rows*c.rl.max_new)*cache_bytes(shape, size)), frozen=0 if gpu else shape.n*4,   # the weights as a rollout lays them out, see `fast_linears`
                activations=tokens*shape.layers*shape.width*SAVED_LAYER['gpu' if gpu else 'cpu'], logits=min(tokens*shape.vocab, 2**28 if gpu else 2**21)*SAVED_HEAD*4)   # a piece at a time, see `sum_over_pieces`
-    return out | dict(total=sum(out.values())-min(out['kv_cache'], out['activations']+out['logits']))
+    return out | dict(total=sum(out.values())-min(out['kv_cache']+out['frozen'], out['activations']+out['logits']))
 
 # %% ../nbs/20_plan.ipynb #11caf39f
 def plan(
