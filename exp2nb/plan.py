@@ -108,15 +108,17 @@ def memory(
     prompt:int, new:int, samples:int
 )->dict:           # bytes on one device
     "Bytes that one device needs: an estimate, the allocator's waste not included. The decode cache is gone before the gradient step."
-    size, gpu = (2, device!='cpu') if device!='cpu' else (4, False)
+    gpu = device!='cpu'
+    size = 2 if gpu else 4
     embedding = shape.n_head
     tokens = min(c.rl.micro_tokens, -(-c.rl.problems*samples//devices)*(prompt+new))
     tokens = max(tokens, min(c.sft.micro_tokens, -(-c.sft.batch_tokens//devices)))
     rows = min(c.rl.rows, -(-c.rl.problems*samples//devices))
     out = dict(weights=(shape.n+embedding)*(6 if gpu else 4), gradients=(shape.n+embedding)*4, optimizer=shape.n_body*4 + (shape.n_head+embedding)*8,
-               kv_cache=int((-(-rows//samples)*prompt + rows*c.rl.max_new)*cache_bytes(shape, size)), frozen=0 if gpu else shape.n*4,   # the weights as a rollout lays them out, see `fast_linears`
+               kv_cache=int((-(-rows//samples)*prompt + rows*c.rl.max_new)*cache_bytes(shape, size)),
                activations=tokens*shape.layers*shape.width*SAVED_LAYER['gpu' if gpu else 'cpu'], logits=min(tokens*shape.vocab, 2**28 if gpu else 2**21)*SAVED_HEAD*4)   # a piece at a time, see `sum_over_pieces`
-    return out | dict(total=sum(out.values())-min(out['kv_cache']+out['frozen'], out['activations']+out['logits']))
+    if not gpu: out['frozen'] = shape.n*4   # the weights as a rollout lays them out, see `fast_linears`
+    return out | dict(total=sum(out.values())-min(out['kv_cache']+out.get('frozen', 0), out['activations']+out['logits']))
 
 # %% ../nbs/20_plan.ipynb #11caf39f
 def plan(
