@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CLOCK', 'KINDS', 'SAID', 'Workload', 'timed', 'machine_rates', 'roofline', 'RowCache', 'plain_rows', 'plain_rollout',
            'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'Wordless', 'from_checkout',
-           'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'trl_step_seconds', 'Clocked',
-           'seconds_by_name', 'profile', 'growth', 'plot_growth', 'bench', 'machine', 'report', 'workload_of',
-           'exp2_bench', 'main']
+           'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'shared_step', 'processes_seconds',
+           'trl_step_seconds', 'Clocked', 'seconds_by_name', 'profile', 'growth', 'plot_growth', 'bench', 'machine',
+           'report', 'workload_of', 'exp2_bench', 'main']
 
 # %% ../nbs/21_bench.ipynb #81048388
 import json, os, platform, sys, time
@@ -26,6 +26,7 @@ from .kernels import without_loops
 from .model import Transformer
 from .nanochat import build, read_config
 from .optim import Optimizer
+from .parallel import barrier, processes, share, sum_gradients
 from .plan import console
 from .protocol import Segments
 from .train import micro_batches, supervised_loss
@@ -65,8 +66,9 @@ class Workload:
 # %% ../nbs/21_bench.ipynb #cc77a33f
 CLOCK = dict(read=time.perf_counter)
 
-def timed(f, device='cpu'):
-    "Run `f`; its result and the seconds it took."
+def timed(f, device='cpu', warm=False):
+    "Run `f`; its result and the seconds it took. `warm`: the second of two runs."
+    if warm: f()
     wait = torch.cuda.synchronize if str(device).startswith('cuda') else lambda: None
     wait(); begin = CLOCK['read']()
     out = f()
@@ -177,21 +179,21 @@ def one_round(
     "Time everything once."
     t, prompts, dev = {}, w.prompts(), w.device
     first = machine_rates(dev, w.torch_dtype, repeats=3)
-    (samples,_), t['rollout'] = timed(lambda: generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), dev)
+    (samples,_), t['rollout'] = timed(lambda: generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), dev, warm=True)
     groups = make_groups(w, prompts, samples)
     if plain_problems:
         some, scale = slice(0, plain_problems), w.problems/min(plain_problems, w.problems)
         with without_loops():
             with torch.autocast(torch.device(dev).type, w.torch_dtype, enabled=w.dtype!='float32'):
-                xs,s = timed(lambda: plain_rollout(model, prompts[some], w.samples, w.new, top_k=w.top_k), dev)
+                xs,s = timed(lambda: plain_rollout(model, prompts[some], w.samples, w.new, top_k=w.top_k), dev, warm=True)
             t['plain_rollout'] = s*scale
-            t['plain_gradient'] = scale*timed(lambda: plain_gradient(model, prompts[some], xs, [g.weights for g in groups[some]], dtype=w.torch_dtype), dev)[1]
+            t['plain_gradient'] = scale*timed(lambda: plain_gradient(model, prompts[some], xs, [g.weights for g in groups[some]], dtype=w.torch_dtype), dev, warm=True)[1]
         model.zero_grad()
-    _,t['gradient'] = timed(lambda: our_gradient(model, groups, w), dev)
+    _,t['gradient'] = timed(lambda: our_gradient(model, groups, w), dev, warm=True)
     opt = Optimizer(model, Rates(0, 0, 0, 0))
-    _,t['optimizer'] = timed(lambda: opt.step(1.), dev)
+    _,t['optimizer'] = timed(lambda: opt.step(1.), dev, warm=True)
     rows = [(prompts[s.prompt]+s.tokens, [1]*(w.prompt+w.new)) for s in samples]
-    _,t['supervised'] = timed(lambda: [supervised_loss(model, part, w.torch_dtype)[0].backward() for part in micro_batches(rows, w.micro_tokens)], dev)
+    _,t['supervised'] = timed(lambda: [supervised_loss(model, part, w.torch_dtype)[0].backward() for part in micro_batches(rows, w.micro_tokens)], dev, warm=True)
     model.zero_grad()
     second = machine_rates(dev, w.torch_dtype, repeats=3)
     return dict(t, rates={k: max(first[k], second[k]) for k in first})
@@ -219,6 +221,7 @@ def figures(
         f |= dict(nanochat_tokens_per_second=tokens/x['rollout'], nanochat_rollout_ratio=x['rollout']/x['our_rollout'],
                   nanochat_step_ratio=(x['rollout']+x['gradient'])/(x['our_rollout']+x['our_gradient']))
     if 'trl' in r: f |= dict(trl_step_seconds=r['trl'], trl_ratio=r['trl']/step)
+    if 'shared' in r: f |= dict(shared_step_seconds=r['shared']) | (dict(shared_trl_ratio=r['trl']/r['shared']) if 'trl' in r else {})
     return f
 
 # %% ../nbs/21_bench.ipynb #bb10245f
@@ -285,6 +288,32 @@ def nanochat_seconds(
     _,c = timed(lambda: nanochat_gradient(engine.model, prompts[:n], xs, [g.weights for g in groups[:n]]), w.device)
     _,d = timed(lambda: our_gradient(ours, groups, w), w.device)
     return dict(rollout=a*w.problems/n, gradient=c*w.problems/n, our_rollout=b, our_gradient=d)
+
+# %% ../nbs/21_bench.ipynb #2f9073b4
+def shared_step(
+    w:Workload,
+    threads:int  # of this process
+)->float:        # seconds of one whole RL step, all processes together
+    "This process's share of an RL step, between two barriers; the second of two."
+    torch.set_num_threads(threads)
+    model, prompts = w.model(), share(w.prompts())
+    opt = Optimizer(model, Rates(0, 0, 0, 0))
+    def step():
+        barrier()
+        samples,_ = generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype)
+        our_gradient(model, make_groups(w, prompts, samples), w)
+        sum_gradients(list(model.parameters()))
+        opt.step(1.); model.zero_grad()
+        barrier()
+    return timed(step, w.device, warm=True)[1]
+
+def processes_seconds(
+    w:Workload,
+    n:int    # processes, of this machine
+)->float:    # seconds of one whole RL step
+    "Raises `UserError`."
+    if n > w.problems: raise UserError(f'processes={n} are too many for {w.problems} problems: give each at least one.')
+    return max(processes(n, shared_step, w, max(1, torch.get_num_threads()//n), device=w.device))
 
 # %% ../nbs/21_bench.ipynb #6c6be2c6
 def trl_step_seconds(
@@ -381,6 +410,7 @@ def bench(
     plain_problems:int=2,   # problems that the plain way is timed on; 0: leave it out
     trl:bool=True,          # compare with TRL, where it is installed
     nanochat:str='',        # compare with nanochat's own code, in this checkout
+    processes:int=1,        # more: time a whole RL step in as many processes too
     log=print               # function that is told what goes on
 )->dict:                    # machine, workload, figures (medians), rounds, profile
     "The whole benchmark."
@@ -394,13 +424,14 @@ def bench(
         s = trl_step_seconds(w) if trl and w.device=='cpu' else None
         if s is not None: r['trl'] = s
         if nanochat: r['nanochat'] = nanochat_seconds(w, nanochat, plain_problems or 2)
+        if processes > 1: r['shared'] = processes_seconds(w, processes)
         rows.append(r)
         f = figures(w, model.shape, rows[-1])
         log(f"round {len(rows)}: {f['tokens_per_second']:,.0f} new tokens/s, {f['roofline_share']:.0%} of the roofline")
     each = [figures(w, model.shape, r) for r in rows]
     some = w.new if w.device=='cpu' else min(w.new, 32)   # PyTorch's profiler keeps every event
     where = profile(lambda: generate(model, None, w.prompts(), n=w.samples, max_new=some, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), w.device)
-    return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w),
+    return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w), processes=processes,
                 figures={k: median(f[k] for f in each) for k in each[0]}, rounds=each, rollout_profile=where)
 
 # %% ../nbs/21_bench.ipynb #e08edec6
@@ -418,7 +449,7 @@ SAID = dict(tokens_per_second='rollout, new tokens/s', roofline_share='  share o
             gradient_tokens_per_second='gradient step, tokens/s', gradient_share='  share of the large-matmul rate', gradient_ratio='  times the plain way',
             supervised_share='supervised step, share of the large-matmul rate', rl_step_seconds='whole RL step, seconds', rl_step_ratio='  times the plain way',
             nanochat_tokens_per_second="nanochat's own engine, new tokens/s", nanochat_rollout_ratio='  our rollout with its model, times its own', nanochat_step_ratio='  our RL step (no optimizer), times its own',
-            trl_ratio="  times TRL's GRPOTrainer", trl_step_seconds="  TRL's step, seconds", mfu='  utilisation (FLOPs needed / large-matmul rate)',
+            trl_ratio="  times TRL's GRPOTrainer", trl_step_seconds="  TRL's step, seconds", shared_step_seconds='  in several processes, seconds', shared_trl_ratio="    times TRL's GRPOTrainer", mfu='  utilisation (FLOPs needed / large-matmul rate)',
             matmul_gflops='machine, GFLOP/s in a large matmul', read_gbytes='machine, GB/s read')
 
 def report(got:dict, steps:int=467)->str:
@@ -457,6 +488,7 @@ def exp2_bench(
     steps:int=467,          # RL steps of a full run, for the projection
     no_trl:store_true=False,# leave TRL out
     nanochat:str='',        # a checkout of nanochat: compare with its own code too
+    processes:int=1,        # more: time a whole RL step in as many processes too
     plot:str='',            # write a picture of how the cost grows to this file
     out:str='',             # write the record as JSON to this file
     json:store_true=False,  # print JSON only
@@ -472,7 +504,7 @@ def exp2_bench(
                                  micro_tokens=micro_tokens).items() if v}
     dtype = check_choice('dtype', dtype or ('float32' if device=='cpu' else 'bfloat16'), ['float32', 'bfloat16'])
     w = workload_of(preset, **sizes, device=device, dtype=dtype)
-    got = bench(w, rounds, plain_problems, not no_trl, nanochat, (lambda s: None) if json else print)
+    got = bench(w, rounds, plain_problems, not no_trl, nanochat, processes, (lambda s: None) if json else print)
     if plot:
         got['growth'] = growth(w)
         plot_growth(got['growth']).savefig(plot, dpi=150)
