@@ -519,6 +519,7 @@ def launch(
     progress:bool=True
 )->dict:                # arm.json
     "Run an arm on all devices of this machine."
+    if not isinstance(processes, int) or processes < 0: raise UserError(f'processes={processes!r} makes no sense: give their number, or 0 for one per GPU.')
     n = processes or (torch.cuda.device_count() if device_of(c)=='cuda' else 1) or 1
     if n==1: return run_arm(c, progress)
     from torch.distributed.elastic.multiprocessing.api import SignalException

@@ -290,12 +290,8 @@ def nanochat_seconds(
     return dict(rollout=a*w.problems/n, gradient=c*w.problems/n, our_rollout=b, our_gradient=d)
 
 # %% ../nbs/21_bench.ipynb #2f9073b4
-def shared_step(
-    w:Workload,
-    threads:int  # of this process
-)->float:        # seconds of one whole RL step, all processes together
-    "This process's share of an RL step, between two barriers; the second of two."
-    torch.set_num_threads(threads)
+def shared_step(w:Workload)->float:
+    "Seconds of one whole RL step, all processes together: this one's share, between two barriers; the second of two."
     model, prompts = w.model(), share(w.prompts())
     opt = Optimizer(model, Rates(0, 0, 0, 0))
     def step():
@@ -313,7 +309,7 @@ def processes_seconds(
 )->float:    # seconds of one whole RL step
     "Raises `UserError`."
     if n > w.problems: raise UserError(f'processes={n} are too many for {w.problems} problems: give each at least one.')
-    return max(processes(n, shared_step, w, max(1, torch.get_num_threads()//n), device=w.device))
+    return max(processes(n, shared_step, w, device=w.device))
 
 # %% ../nbs/21_bench.ipynb #6c6be2c6
 def trl_step_seconds(

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EPS', 'SOUND', 'RUN', 'norm_forward', 'norm_backward', 'norm', 'turn_forward', 'turn_backward', 'turn_norm',
            'relu2_forward', 'relu2_backward', 'relu2', 'cap_forward', 'cap_backward', 'softcap', 'say_forward',
-           'say_backward', 'logprobs', 'onednn_linear', 'fast_linears', 'relu2_linear']
+           'say_backward', 'logprobs', 'onednn_linear', 'fast_linears', 'relu2_linear', 'norm_linears']
 
 # %% ../nbs/05b_fused.ipynb #80f0ec32
 import platform
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 import numpy as np, torch, torch.nn.functional as F
 from numba import njit, prange
 from .kernels import FAST, exp_, f32, largest, loops_run, threads
@@ -292,3 +292,27 @@ def relu2_linear(
     if not torch.is_grad_enabled(): return layer(relu2(x))
     y = _Relu2Product.apply(x, layer.weight)
     return y if layer.bias is None else y+layer.bias
+
+# %% ../nbs/05b_fused.ipynb #40a9930e
+class _NormProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *weights):
+        ctx.save_for_backward(x, *weights)
+        h = norm(x)
+        return tuple(_product(h, w) for w in weights)
+    @staticmethod
+    def backward(ctx, *gs):
+        x,*weights = ctx.saved_tensors
+        h, dx, D = norm(x).flatten(0, -2), torch.empty(x.shape), x.shape[-1]
+        dh = reduce(torch.Tensor.add_, (_product(g, w.T) for g,w in zip(gs, weights, strict=True)))
+        norm_backward(_array(dh, -1, D), _array(x, -1, D), _array(dx, -1, D), threads())
+        return dx, *(g.flatten(0, -2).T @ h for g in gs)
+
+def norm_linears(
+    x,       # (…, D) float32
+    *layers  # linear layers
+)->list:     # what each makes of norm(x)
+    "Several linear layers of one normed input."
+    if not torch.is_grad_enabled(): h = norm(x); return [layer(h) for layer in layers]
+    ys = _NormProducts.apply(x, *(layer.weight for layer in layers))
+    return [y if layer.bias is None else y+layer.bias for y,layer in zip(ys, layers, strict=True)]

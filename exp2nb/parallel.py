@@ -106,7 +106,7 @@ def processes(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=n, rdzv_backend='c10d', rdzv_endpoint='localhost:0', local_addr='localhost', run_id='exp2nb', max_restarts=0)
-    try: out = elastic_launch(config, _process)(str(device), f, args)
+    try: out = elastic_launch(config, _process)(max(1, torch.get_num_threads()//n), str(device), f, args)
     except ChildFailedError as e: error = _first_error(e.failures, n, (UserError, *known))
     else: return [out[r] for r in range(n)]
     raise error
@@ -118,8 +118,9 @@ def joined(device, f, args):
     stop()
     return out
 
-def _process(*args):
+def _process(threads, *args):
     from torch.distributed.elastic.multiprocessing.errors import record
+    torch.set_num_threads(threads)
     return record(joined)(*args)   # leaves the error where the launcher finds it
 
 # %% ../nbs/11a_parallel.ipynb #5f427f72

@@ -96,7 +96,7 @@ def cache_bytes(shape, size:int)->int:
     return 2*shape.layers*shape.kv_heads*shape.head_dim*size
 
 # %% ../nbs/20_plan.ipynb #a05cef93
-SAVED_LAYER = dict(cpu=56, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
+SAVED_LAYER = dict(cpu=48, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
 SAVED_HEAD = 3                       # numbers kept where logits are taken, × vocabulary, gradient included
 
 # %% ../nbs/20_plan.ipynb #fb36e338
