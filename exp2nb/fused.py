@@ -227,7 +227,8 @@ def logprobs(
 def onednn_linear():
     "PyTorch's operator (x, weight, bias, …) for oneDNN's float32 product; None where this build or processor has none."
     if platform.machine() not in ('x86_64', 'AMD64') or not torch.backends.mkldnn.is_available(): return None
-    return getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+    ops = torch.ops.mkldnn
+    return ops._linear_pointwise if all(hasattr(ops, n) for n in ('_linear_pointwise', '_reorder_linear_weight')) else None
 
 def _product(x, weight):
     "x weightᵀ."

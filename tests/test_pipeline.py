@@ -53,10 +53,10 @@ def papermill(out, **params):
     return '\n'.join(o.get('text', '') for c in nb.cells if c.cell_type=='code' for o in c.outputs)
 
 def test_the_notebook_runs_an_arm(embedded, tmp_path, monkeypatch):
-    "sft_plus by papermill, in the folder where sft and rl ran in this process."
+    "sft_plus by papermill in two processes, in the folder where sft and rl ran in this one."
     top, arms, _ = embedded
     monkeypatch.delenv('MPLBACKEND', raising=False)   # as in a user's shell
-    said = papermill(tmp_path/'out.ipynb', arm='sft_plus', preset='smoke', run_dir=str(top), n_train=64, n_test=8, dev=8, changes=' '.join(f'{k}={v}' for k,v in SMALL.items()))
+    said = papermill(tmp_path/'out.ipynb', arm='sft_plus', preset='smoke', processes=2, run_dir=str(top), n_train=64, n_test=8, dev=8, changes=' '.join(f'{k}={v}' for k,v in SMALL.items()))
     assert 'more SFT' in said, said
     assert any('image/png' in o.get('data', {}) for c in read_json(tmp_path/'out.ipynb')['cells'] for o in c.get('outputs', [])), 'the journal has no curves'
     plus = read_json(arm_folder(config(top, 'sft_plus'))/'arm.json')
@@ -82,7 +82,8 @@ def test_parameters_are_those_that_the_documentation_names():
     import papermill as pm
     assert {'arm', 'preset', 'task', 'seed', 'base', 'sft_checkpoint', 'match_on', 'budget', 'run_dir', 'data_dir'} <= set(pm.inspect_notebook(str(NOTEBOOK)))
 
-@pytest.mark.parametrize('given,words', [(dict(arn='rl', preset='smoke'), ("'arn'", 'arm, preset')), (dict(arm='rll', preset='smoke'), ("'rll'", 'sft, rl, sft_plus'))])
+@pytest.mark.parametrize('given,words', [(dict(arn='rl', preset='smoke'), ("'arn'", 'arm, preset')), (dict(arm='rll', preset='smoke'), ("'rll'", 'sft, rl, sft_plus')),
+                                         (dict(arm='sft', preset='smoke', processes=-1), ('processes=-1', 'one per GPU'))])
 def test_the_notebook_refuses_what_it_does_not_know(tmp_path, given, words):
     said = papermill(tmp_path/'out.ipynb', run_dir=str(tmp_path/'run'), **given)
     assert said.startswith('UserError') and all(w in said for w in words) and not (tmp_path/'run').exists()
