@@ -183,7 +183,7 @@ def attend_rows(q, k, v, prompt, own, rows, window, out, a, b, D):
 
 @njit(parallel=True, **FAST)
 def attend_all(q, k, v, prompt, own, rows, window, out, parts):
-    "Attention of all rows, each thread with its own share of them."
+    "Attention of all rows in `parts` shares: more of them than threads, so that a share's scores stay in the nearest cache."
     R, D = len(rows), q.shape[2]
     for p in prange(parts):
         a, b = R*p//parts, R*(p+1)//parts
@@ -203,7 +203,7 @@ def decode_attention(
 )->Tensor:         # (R, heads, head_dim)
     "Attention of one new token per row, after its prompt and its own tokens."
     out = torch.empty(q.shape)
-    attend_all(*(t.contiguous().numpy() for t in (q, k, v)), prompt.numpy(), own.numpy(), rows.numpy(), window, out.numpy(), threads())
+    attend_all(*(t.contiguous().numpy() for t in (q, k, v)), prompt.numpy(), own.numpy(), rows.numpy(), window, out.numpy(), 8*threads())
     return out
 
 def pairs_of(
