@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLOCK', 'KINDS', 'SAID', 'Workload', 'timed', 'machine_rates', 'roofline', 'RowCache', 'plain_rows', 'plain_rollout',
-           'plain_gradient', 'make_groups', 'our_gradient', 'one_round', 'figures', 'Wordless', 'from_checkout',
-           'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'shared_step', 'processes_seconds',
-           'trl_step_seconds', 'Clocked', 'seconds_by_name', 'profile', 'growth', 'plot_growth', 'bench', 'machine',
-           'report', 'workload_of', 'exp2_bench', 'main']
+           'plain_gradient', 'make_groups', 'our_rollout', 'our_gradient', 'one_round', 'figures', 'Wordless',
+           'from_checkout', 'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'shared_step',
+           'processes_seconds', 'trl_step_seconds', 'Clocked', 'seconds_by_name', 'profile', 'growth', 'plot_growth',
+           'bench', 'machine', 'report', 'workload_of', 'exp2_bench', 'main']
 
 # %% ../nbs/21_bench.ipynb #81048388
 import json, os, platform, sys, time
@@ -162,6 +162,10 @@ def make_groups(w:Workload, prompts, samples):
     set_weights(groups, 'step', w.new)
     return groups
 
+def our_rollout(model, prompts, w:Workload)->list:
+    "Our rollout. Returns the samples."
+    return generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype)[0]
+
 def our_gradient(model, groups, w:Workload):
     "Our gradient step. Returns the loss."
     total = 0.
@@ -179,7 +183,7 @@ def one_round(
     "Time everything once."
     t, prompts, dev = {}, w.prompts(), w.device
     first = machine_rates(dev, w.torch_dtype, repeats=3)
-    (samples,_), t['rollout'] = timed(lambda: generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), dev, warm=True)
+    samples, t['rollout'] = timed(lambda: our_rollout(model, prompts, w), dev, warm=True)
     groups = make_groups(w, prompts, samples)
     if plain_problems:
         some, scale = slice(0, plain_problems), w.problems/min(plain_problems, w.problems)
@@ -279,11 +283,10 @@ def nanochat_seconds(
     "nanochat's own code against ours, with the same weights. Raises `UserError`."
     engine,ours = from_checkout(w, folder)
     prompts, n = w.prompts(), min(problems, w.problems)
-    rollout = lambda: generate(ours, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype)
     for warm in (w.new//8 or 1, w.new):
         v = replace(w, new=warm)
         xs,a = timed(lambda: nanochat_rollout(engine, v, n), w.device)  # noqa: B023
-    (samples,_),b = timed(rollout, w.device)
+    samples,b = timed(lambda: our_rollout(ours, prompts, w), w.device)
     groups = make_groups(w, prompts, samples)
     _,c = timed(lambda: nanochat_gradient(engine.model, prompts[:n], xs, [g.weights for g in groups[:n]]), w.device)
     _,d = timed(lambda: our_gradient(ours, groups, w), w.device)
@@ -296,8 +299,7 @@ def shared_step(w:Workload)->float:
     opt = Optimizer(model, Rates(0, 0, 0, 0))
     def step():
         barrier()
-        samples,_ = generate(model, None, prompts, n=w.samples, max_new=w.new, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype)
-        our_gradient(model, make_groups(w, prompts, samples), w)
+        our_gradient(model, make_groups(w, prompts, our_rollout(model, prompts, w)), w)
         sum_gradients(list(model.parameters()))
         opt.step(1.); model.zero_grad()
         barrier()
@@ -308,7 +310,7 @@ def processes_seconds(
     n:int    # processes, of this machine
 )->float:    # seconds of one whole RL step
     "Raises `UserError`."
-    if n > w.problems: raise UserError(f'processes={n} are too many for {w.problems} problems: give each at least one.')
+    if not 1 <= n <= w.problems: raise UserError(f'processes={n} do not fit {w.problems} problems: give a number from 1, and each at least one problem.')
     return max(processes(n, shared_step, w, device=w.device))
 
 # %% ../nbs/21_bench.ipynb #6c6be2c6
@@ -384,7 +386,7 @@ def growth(
     for axis,values in dict(samples=samples, new=new, depth=depth).items():
         for v in values:
             x = replace(w, **{axis:v}); m = x.model()
-            _,s = timed(lambda: generate(m, None, x.prompts(), n=x.samples, max_new=x.new, top_k=x.top_k, rows=x.rows, dtype=x.torch_dtype), x.device)  # noqa: B023
+            _,s = timed(lambda: our_rollout(m, x.prompts(), x), x.device)  # noqa: B023
             out.append(dict(axis=axis, value=x.rows if axis=='samples' else v, seconds=s, tokens_per_second=x.rows*x.new/s))
     return out
 
@@ -412,7 +414,7 @@ def bench(
     "The whole benchmark."
     if w.width%w.head_dim or w.width%w.depth: raise UserError(f'width={w.width} does not fit: make it a multiple of head_dim={w.head_dim} and of depth={w.depth}.')
     model = w.model()
-    generate(model, None, w.prompts(), n=w.samples, max_new=4, rows=w.rows, dtype=w.torch_dtype)   # warm up
+    our_rollout(model, w.prompts(), replace(w, new=4))   # warm up
     log(f'{rounds} rounds of {w.rows} rows, {w.prompt}+{w.new} tokens ({sum(p.numel() for p in model.parameters())/1e6:.1f} M parameters)')
     rows = []
     for _ in range(rounds):
@@ -420,13 +422,13 @@ def bench(
         s = trl_step_seconds(w) if trl and w.device=='cpu' else None
         if s is not None: r['trl'] = s
         if nanochat: r['nanochat'] = nanochat_seconds(w, nanochat, plain_problems or 2)
-        if processes > 1: r['shared'] = processes_seconds(w, processes)
+        if processes!=1: r['shared'] = processes_seconds(w, processes)
         rows.append(r)
         f = figures(w, model.shape, rows[-1])
         log(f"round {len(rows)}: {f['tokens_per_second']:,.0f} new tokens/s, {f['roofline_share']:.0%} of the roofline")
     each = [figures(w, model.shape, r) for r in rows]
     some = w.new if w.device=='cpu' else min(w.new, 32)   # PyTorch's profiler keeps every event
-    where = profile(lambda: generate(model, None, w.prompts(), n=w.samples, max_new=some, top_k=w.top_k, rows=w.rows, dtype=w.torch_dtype), w.device)
+    where = profile(lambda: our_rollout(model, w.prompts(), replace(w, new=some)), w.device)
     return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w), processes=processes,
                 figures={k: median(f[k] for f in each) for k in each[0]}, rounds=each, rollout_profile=where)
 
