@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NEVER', 'pick', 'pick_by_loop', 'Sample', 'Cost', 'forced_tokens', 'Row', 'scores', 'soften', 'Decode', 'Prompts',
            'refill', 'moved', 'Layout', 'once', 'blend', 'LoopDecode', 'check_request', 'prefill', 'Rollout',
-           'generate']
+           'RecordedDecode', 'RecordedRollout', 'generate']
 
 # %% ../nbs/10_engine.ipynb #23889438
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
@@ -17,6 +18,7 @@ from .config import UserError, check_choice, seed_of
 from .protocol import Shape, Segments
 from .kernels import BLOCK, decode_attention, loops_run, pairs_of, pick_tokens
 from .fused import fast_linears
+from . import gpu
 from .flops import Work, rollout_cost
 from .calculator import calculate
 
@@ -143,6 +145,7 @@ class Decode:
         rows:int,         # most rows at a time
         groups:int,       # most prompts at a time
         prompt:int,       # longest prompt
+        max_new:int,      # longest answer
         device='cpu',
         dtype=torch.float32,
         block:int=None    # columns of a block; default: 16 on a CPU, 256 on a GPU
@@ -370,18 +373,19 @@ def previous(self:Decode, x):
 # %% ../nbs/10_engine.ipynb #5bbd66cc
 class LoopDecode(Decode):
     "`Decode` by compiled loops, on a CPU in float32."
-    def __init__(self, shape, rows, groups, prompt,
-        max_new:int   # longest answer
-    ):
-        super().__init__(shape, rows, groups, prompt, block=BLOCK)
+    def __init__(self, shape, rows, groups, prompt, max_new, device='cpu', dtype=torch.float32):
+        super().__init__(shape, rows, groups, prompt, max_new, block=BLOCK)
         self.blocks = [torch.empty(-(-max_new//BLOCK), 2, rows, shape.kv_heads, BLOCK, shape.head_dim) for _ in range(shape.layers)]
 
     def tick(self):
-        if self._layout is None:
-            slot = {n:i for i,n in enumerate(self.names)}
-            self._layout = torch.tensor([[slot[n], self.lengths[slot[n]], -s] for n,s in zip(self.group, self.start, strict=True)])
+        if self._layout is None: self._layout = self.layout()
         self.rows, self.calls, self._hidden = self._layout + torch.tensor([0, 0, self.now]), 0, {}
         return self.rows[:,1] + self.rows[:,2]
+
+    def layout(self):
+        "(R, 3): per row its prompt's slot, that prompt's tokens, and what makes the clock its own tokens."
+        slot = {n:i for i,n in enumerate(self.names)}
+        return torch.tensor([[slot[n], self.lengths[slot[n]], -s] for n,s in zip(self.group, self.start, strict=True)])
 
     def attend(self, layer, q, k, v):
         window = self.shape.windows[layer] or 2**40
@@ -424,14 +428,13 @@ def prefill(
 # %% ../nbs/10_engine.ipynb #c8496f04
 class Rollout:
     "A batch of rows in flight: takes waiting rows in, decodes a step, lets finished rows out."
-    def __init__(self, model, prompts, waiting, rows, choose, dtype, progress, loops):
+    def __init__(self, model, prompts, waiting, rows, choose, dtype, progress, cache=Decode):
         self.model, self.prompts, self.waiting, self.choose, self.progress = model, prompts, deque(waiting), choose, progress
         self.rows = min(rows, len(waiting))
         self.total, self.done, self.live, self.logits, self.work, self.steps = len(waiting), 0, [], {}, Work(), 0
         self.left = [0]*len(prompts)       # rows of each prompt that wait or decode
         for r in waiting: self.left[r.out.prompt] += 1
-        sizes = model.shape, self.rows, min(len(prompts), self.rows+1), max(map(len, prompts))
-        self.cache = LoopDecode(*sizes, waiting[0].max_new) if loops else Decode(*sizes, next(model.parameters()).device, dtype)
+        self.cache = cache(model.shape, self.rows, min(len(prompts), self.rows+1), max(map(len, prompts)), waiting[0].max_new, next(model.parameters()).device, dtype)
 
 # %% ../nbs/10_engine.ipynb #8a39d143
 @patch
@@ -488,6 +491,116 @@ def run(self:Rollout):
         self.admit()
         if self.live: self.step()
 
+# %% ../nbs/10_engine.ipynb #a75eebb1
+class RecordedDecode(LoopDecode):
+    "`Decode` on a GPU, whose step is always the same: what changes lies in tensors that stay where they are."
+    def __init__(self, shape, rows, groups, prompt, max_new, device, dtype):
+        Decode.__init__(self, shape, rows, groups, prompt, max_new, device, dtype)
+        zeros = lambda *size, **kw: torch.zeros(*size, device=device, **kw)
+        self.own, self.rows = [self.room(rows, max_new+1)], zeros(rows, 3, dtype=torch.long)
+        self.ids, self.u, self.logprobs = zeros(rows, dtype=torch.long), zeros(rows, max_new+2), zeros(rows)   # per row: its last token, all its random numbers, its last token's log-probability
+
+    def tick(self, n): self.n, self.calls = n, 0; return self.rows[:n,1] + self.rows[:n,2]
+    def attend(self, layer, q, k, v): return gpu.decode_attention(q, k, v, self.prompt[layer], self.own[0][layer], self.rows[:self.n], self.shape.windows[layer] or 2**40)
+
+    def drop_rows(self, gone):
+        to,frm = Decode.drop_rows(self, gone)
+        if to:
+            for x in (self.ids, self.u): x[to] = x[frm]
+        return to, frm
+
+# %% ../nbs/10_engine.ipynb #79b0955d
+@patch
+def sit(self:RecordedDecode):
+    "Tell the GPU who sits where, if that has changed."
+    if self._layout is None:
+        self._layout = torch.cat([self.layout(), torch.tensor([[0, 0, -self.now]]).expand(self.n_rows-len(self.group), -1)])
+        self.rows.copy_(self._layout + torch.tensor([0, 0, self.now]))
+
+@patch
+def passed(self:RecordedDecode,
+    n:int   # rows of the step
+):
+    "A step has been sent: the clock, and what attention will have looked at."
+    rows = self._layout[:n] + torch.tensor([0, 0, self.now])
+    for window in set(self.shape.windows):
+        pairs = pairs_of(rows, window or 2**40)
+        for layer,w in enumerate(self.shape.windows): self.pairs[layer] += pairs*(w==window)
+    self.now += 1
+
+# %% ../nbs/10_engine.ipynb #8dd9c3fd
+class RecordedRollout(Rollout):
+    "A rollout whose steps are recorded. `flying`: the step whose tokens nobody has looked at yet."
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.flying, self.recorded, self.pool = None, {}, torch.cuda.graph_pool_handle() if self.cache.device.type=='cuda' else None
+        self.read = [[torch.empty(self.rows, dtype=x.dtype, pin_memory=x.is_cuda) for x in (self.cache.ids, self.cache.logprobs)] for _ in range(2)]
+
+    def step(self):
+        "Send a step, then look at the one before."
+        if self.flying and all(len(r.out.tokens)+1==r.max_new for r in self.live): return self.land()
+        new = self.launch()
+        self.land()
+        self.flying = new
+
+    def admit(self):
+        if self.waiting and self.rows-len(self.live) >= max(1, self.rows//16): self.land()
+        super().admit()
+
+    def feed(self, rows, logits):
+        super().feed(rows, logits)
+        end = len(self.live)
+        self.cache.u[end-len(rows):end,:rows[0].max_new] = torch.tensor([r.u for r in rows]).to(self.cache.device)
+
+    def run(self):
+        super().run()
+        self.land()
+
+# %% ../nbs/10_engine.ipynb #6e908c8f
+@patch
+def size(self:RecordedRollout)->int:
+    "Rows of a step: all, or a half, a quarter … if that is enough."
+    n = self.rows
+    while n//2 >= max(len(self.live), 8): n //= 2
+    return n
+
+@patch
+def one_step(self:RecordedRollout, n:int):
+    "What is recorded."
+    c = self.cache
+    logits = self.model.logits(self.model.hidden(c.ids[:n], c.tick(n), c))
+    said, logprobs = self.choose(logits, c.u[:n].gather(1, c.rows[:n,2:]+1)[:,0])
+    c.ids[:n], c.logprobs[:n] = said, logprobs
+    c.rows[:n,2] += 1
+
+# %% ../nbs/10_engine.ipynb #1c0d89cf
+@patch
+def launch(self:RecordedRollout):
+    "Send a step. Returns its rows and where their tokens will be."
+    c, n, spoken = self.cache, self.size(), [(i, r.queue[0]) for i,r in enumerate(self.live) if r.queue]
+    if not self.flying: spoken = [(i, r.last) for i,r in enumerate(self.live)]   # nothing on its way: what the rows say is final
+    c.sit()
+    if spoken: c.ids[torch.tensor([i for i,_ in spoken])] = torch.tensor([t for _,t in spoken]).to(c.device)
+    if n not in self.recorded: self.recorded[n] = gpu.Recorded(lambda: self.one_step(n), self.pool)
+    self.recorded[n]()
+    c.passed(n)
+    self.work += Work(n, n, pad=n-len(self.live)); self.steps += 1
+    to = self.read[self.steps%2]
+    for a,b in zip(to, (c.ids, c.logprobs), strict=True): a.copy_(b, non_blocking=True)
+    done = torch.cuda.Event() if c.ids.is_cuda else None
+    if done: done.record()
+    return list(self.live), to, done
+
+@patch
+def land(self:RecordedRollout):
+    "Wait for the step on its way and look at its tokens."
+    if not self.flying: return
+    (rows, read, done), self.flying = self.flying, None
+    if done: done.synchronize()
+    for r,i,l in zip(rows, *(x.tolist() for x in read)):
+        if not r.ended: r.push(i, l)
+    self.retire()
+
 # %% ../nbs/10_engine.ipynb #2792eb90
 @torch.no_grad()
 def generate(
@@ -514,10 +627,12 @@ def generate(
     if all_rows:
         weight = next(model.parameters())
         waiting = sorted(all_rows, key=lambda r: -len(prompts[r.out.prompt]))
-        dtype, loops = dtype or weight.dtype, loops_run(weight.device, dtype or weight.dtype)
-        choose, vocab = pick_by_loop if loops else pick, tok.vocab_size if tok else None
-        run = Rollout(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, loops)
-        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), fast_linears(model, dtype, frozen=True): run.run()
+        dtype, vocab = dtype or weight.dtype, tok.vocab_size if tok else None
+        kind, cache, choose, weights = Rollout, Decode, pick, nullcontext()
+        if loops_run(weight.device, dtype): cache, choose, weights = LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
+        elif gpu.gpu_runs(weight.device): kind, cache, weights = RecordedRollout, RecordedDecode, gpu.weights_as(model, dtype)
+        run = kind(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, cache)
+        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), weights: run.run()
     samples = [r.out for r in all_rows]
     new = [[len(s.tokens) for s in samples[p*n:p*n+n]] for p in range(len(prompts))]
     cost = Cost([len(p) for p in prompts], new, sum(not x for s in samples for x in s.sampled))

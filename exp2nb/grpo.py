@@ -8,7 +8,8 @@ __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 
 
 # %% ../nbs/14_grpo.ipynb #3685f8a7
 import json, math, time
-import torch
+from itertools import compress
+import numpy as np, torch
 from fastcore.basics import patch
 from . import parallel
 from .config import UserError, seed_of
@@ -67,10 +68,9 @@ def policy_batch(
         for s,w in zip(samples, ws):
             at = [last, *range(len(ids), len(ids)+len(s.tokens)-1)]
             if len(s.tokens) > 1: lengths.append(len(s.tokens)-1); parents.append(parent); ids += s.tokens[:-1]
-            for p,t,own in zip(at, s.tokens, s.sampled):
-                if own: where.append(p); targets.append(t); weights.append(w)
-    to = lambda x,**kw: torch.tensor(x, device=device, **kw)
-    return to(ids), Segments(shape, lengths, parents, device), to(where), to(targets), to(weights, dtype=torch.float32)
+            where += compress(at, s.sampled); targets += compress(s.tokens, s.sampled); weights += [w]*sum(s.sampled)
+    to = lambda x,kind=np.int64: torch.from_numpy(np.fromiter(x, kind, len(x))).to(device)   # `torch.tensor` of a long list takes nine times as long
+    return to(ids), Segments(shape, lengths, parents, device), to(where), to(targets), to(weights, np.float32)
 
 # %% ../nbs/14_grpo.ipynb #2962f708
 def logprobs_of(

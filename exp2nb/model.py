@@ -9,15 +9,17 @@ __all__ = ['norm', 'rope_angles', 'rotate', 'turn_norm', 'norm_linears', 'relu2_
 # %% ../nbs/07_model.ipynb #ffec3cd2
 import torch, torch.nn as nn
 import torch.nn.functional as F
-from . import fused
+from . import fused, gpu
 from .config import ModelConfig, UserError
+from .gpu import gpu_runs
 from .kernels import loops_run
 from .protocol import Shape, Segments
 
 # %% ../nbs/07_model.ipynb #f8edce1a
 def norm(x):
     "RMSNorm over the last dimension, without weights (Zhang & Sennrich 2019)."
-    return fused.norm(x) if loops_run(x.device, x.dtype) else F.rms_norm(x, (x.shape[-1],))
+    if loops_run(x.device, x.dtype): return fused.norm(x)
+    return gpu.norm(x, x.dtype) if gpu_runs(x.device) else F.rms_norm(x, (x.shape[-1],))
 
 # %% ../nbs/07_model.ipynb #f0b5d6fe
 def rope_angles(
@@ -40,24 +42,27 @@ def rotate(
 
 def turn_norm(x, cos, sin, scale:float=1.):
     "scale · norm(rotate(x)): for queries and keys."
-    return fused.turn_norm(x, cos, sin, scale) if loops_run(x.device, x.dtype) else scale*norm(rotate(x, cos, sin))
+    if loops_run(x.device, x.dtype): return fused.turn_norm(x, cos, sin, scale)
+    return gpu.turn_norm(x, cos, sin, scale) if gpu_runs(x.device) else scale*norm(rotate(x, cos, sin))
 
 def norm_linears(x, *layers):
     "Linear layers of the normed x."
     if loops_run(x.device, x.dtype): return fused.norm_linears(x, *layers)
-    h = norm(x)
+    h = gpu.norm(x, gpu.product_type(x)) if gpu_runs(x.device) else norm(x)
     return [layer(h) for layer in layers]
 
 def relu2_linear(x, layer):
     "A linear layer of the squared ReLU (So et al. 2021)."
     if loops_run(x.device, x.dtype): return fused.relu2_linear(x, layer)
+    if gpu_runs(x.device): return layer(gpu.relu2(x))
     r = F.relu(x)
     return layer(r*r)   # `square` is a power to CUDA's autocast, which makes it float32
 
 def softcap(x, cap:float):
-    "cap · tanh(x/cap) (Gemma 2, 2024)."
+    "cap · tanh(x/cap), float32 (Gemma 2, 2024)."
     if loops_run(x.device, x.dtype): return fused.softcap(x, cap)
-    return (torch.sigmoid(x*(2/cap)) - .5) * (2*cap)   # on a CPU three times as fast as PyTorch's tanh
+    if gpu_runs(x.device): return gpu.softcap(x, cap)
+    return (torch.sigmoid(x.float()*(2/cap)) - .5) * (2*cap)   # on a CPU three times as fast as PyTorch's tanh
 
 # %% ../nbs/07_model.ipynb #06cadc15
 class Block(nn.Module):
@@ -101,7 +106,7 @@ class Transformer(nn.Module):
 
     def logits(self, h):
         "h (…, width) → (…, vocabulary), float32, squashed into ±softcap; padding rows are cut off."
-        return softcap(norm_linears(h, self.head)[0][..., :self.config.vocab].float(), self.config.softcap)
+        return softcap(norm_linears(h, self.head)[0][..., :self.config.vocab], self.config.softcap)
 
     def roles(self):
         "Muon turns matrices; look-up and head are AdamW's."

@@ -146,7 +146,7 @@ def hidden(self:NanoChat, ids, pos, attn):
 @patch
 def logits(self:NanoChat, h):
     "Final norm, head, soft-cap, in float32. Padding rows are computed, as the FLOPs say, and cut off, as nanochat does."
-    return softcap(self.lm_head(norm(h))[..., :self.config.vocab].float(), self.config.softcap)
+    return softcap(self.lm_head(norm(h))[..., :self.config.vocab], self.config.softcap)
 
 # %% ../nbs/07a_nanochat.ipynb #61c323d0
 def _shape_of(model):

@@ -8,15 +8,16 @@ __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'sum_over_pieces', '
 
 # %% ../nbs/13_train.ipynb #03244853
 import math, time
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm import tqdm
-from . import fused, parallel
+from . import fused, gpu, parallel
 from .config import UserError, seed_of
 from .flops import Work, optimizer_cost, supervised_cost
+from .gpu import gpu_runs
 from .kernels import loops_run
 from .ledger import BUDGET_STAGES, Budget, totals
 from .optim import Optimizer, schedule
@@ -143,9 +144,8 @@ def flat_batch(
 )->tuple:      # ids (N,), the context `Segments`, targets (M,), where (M,): positions in the flat batch whose next token carries loss
     "Lay sequences side by side: each gives its tokens but the last as input, and is asked for its tokens with mask 1."
     seg = Segments(shape, [len(ids)-1 for ids,_ in seqs], device=device)
-    ids = torch.tensor([t for ids,_ in seqs for t in ids[:-1]])
-    nxt = torch.tensor([t for ids,_ in seqs for t in ids[1:]])
-    own = torch.tensor([m for _,mask in seqs for m in mask[1:]]).bool()
+    def flat(xs, kind=np.int64): return torch.from_numpy(np.fromiter(chain.from_iterable(xs), kind, seg.n))
+    ids, nxt, own = flat(x[:-1] for x,_ in seqs), flat(x[1:] for x,_ in seqs), flat((m[1:] for _,m in seqs), bool)
     return ids.to(device), seg, nxt[own].to(device), own.nonzero().flatten().to(device)   # chosen here: a GPU would have to say how many
 
 # %% ../nbs/13_train.ipynb #905b9229
@@ -189,7 +189,8 @@ def logprobs(
     targets   # (M,)
 ):            # (M,)
     "Log-probability of each row's target: what every loss here is made of."
-    return fused.logprobs(logits, targets) if loops_run(logits.device, logits.dtype) else -F.cross_entropy(logits, targets, reduction='none')
+    if loops_run(logits.device, logits.dtype): return fused.logprobs(logits, targets)
+    return gpu.logprobs(logits, targets) if gpu_runs(logits.device) else -F.cross_entropy(logits, targets, reduction='none')
 
 def supervised_loss(
     model,     # behind the model protocol

@@ -2,14 +2,16 @@
 import os, random, subprocess, sys
 from contextlib import nullcontext
 import pytest, torch
-from exp2nb import fused
+from exp2nb import fused, gpu
 from exp2nb.bench import plain_rollout
 from exp2nb.config import ModelConfig
-from exp2nb.engine import Decode, generate, moved, refill
+from exp2nb.engine import Decode, Sample, generate, moved, refill
+from exp2nb.grpo import policy_loss
 from exp2nb.kernels import without_loops
 from exp2nb.model import Transformer
 from exp2nb.protocol import Segments
 from exp2nb.tokenizer import train_tokenizer
+from exp2nb.train import supervised_loss
 
 DEVICE = os.environ.get('EXP2_DEVICE', 'cpu')
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: .15}   # nats: bfloat16 keeps 8 bits of a number
@@ -36,10 +38,26 @@ def drawn(seed):
     how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]), seed=seed)
     return toy(seed, **shape), prompts, how
 
-@pytest.fixture(params=['loops', 'operators'])
-def both(request):
-    "Compiled loops on a CPU in float32, and the operators that run everywhere else."
-    with without_loops() if request.param=='operators' else nullcontext(): yield
+def attention(q, k, v, prompt, own, rows, window):
+    "What `gpu.decode_attention` computes, row by row."
+    out = torch.empty(q.shape, dtype=own.dtype)
+    for r,(g,P,i) in enumerate(rows.tolist()):
+        own[0,r,:,i], own[1,r,:,i] = k[r], v[r]
+        K,V = (torch.cat([prompt[j,g,:,:P], own[j,r,:,:i+1]], 1)[:,-window:].float().repeat_interleave(q.shape[1]//k.shape[1], 0) for j in (0, 1))
+        out[r] = ((q[r][:,None].float() @ K.mT*q.shape[-1]**-.5).softmax(-1) @ V)[:,0]
+    return out
+
+class Plain:
+    "A recorded step that is not recorded."
+    def __init__(self, f, pool): self.f = f
+    def __call__(self): self.f()
+
+@pytest.fixture(params=['compiled', 'operators', *['recorded']*(DEVICE=='cpu')])
+def both(request, monkeypatch):
+    "What is compiled for the device; the operators that run everywhere; and, without a GPU, its way through a rollout, by stand-ins."
+    if request.param=='recorded':
+        for n,f in dict(decode_attention=attention, Recorded=Plain, gpu_runs=lambda device: True).items(): monkeypatch.setattr(gpu, n, f)
+    with nullcontext() if request.param=='compiled' else without_loops(): yield
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('seed', range(8))
@@ -73,6 +91,22 @@ def test_the_plain_ways_cache_agrees(seed):
     same = sum(a==b for a,b in zip(ours, plain, strict=True))
     assert same >= .9*len(ours)   # a near tie may part two answers
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [dict(), dict(kv_groups=2, pattern='SL', short_window=5)], ids=str)
+def test_what_is_compiled_has_the_operators_gradient(dtype, shape):
+    model = toy(7, **shape)
+    groups = [([1,2,3], [Sample(0, k, [5+k]*(9+k), [True]*(9+k), [0.]*(9+k)) for k in range(4)], [.1, -.3, .2, .1]), ([4]*20, [Sample(1, 0, [6,7], [True]*2, [0.]*2)], [.5])]
+    def run():
+        model.zero_grad()
+        loss,said,_ = policy_loss(model, groups, dtype=dtype)
+        loss.backward()
+        more,_ = supervised_loss(model, [([1,2,3,4]*5, [0,1]*10)], dtype)
+        more.backward()
+        return [loss.detach(), more.detach(), said, *(p.grad for p in model.parameters())]
+    got = run()
+    with without_loops(): want = run()
+    for a,b in zip(got, want, strict=True): assert (a-b).norm() <= (.05 if dtype==torch.bfloat16 else 1e-4)*b.norm()
+
 def test_rows_do_not_matter(both):
     model, tok = toy(3), train_tokenizer(['1+1=2 ']*9, 300)
     prompts = [[i+1]*(i+1) for i in range(9)]
@@ -82,7 +116,7 @@ def test_rows_do_not_matter(both):
         got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows)
         assert sum(a.tokens!=b.tokens for a,b in zip(want, got, strict=True)) <= 1   # a draw may fall on an edge
 
-def test_rows_end_at_the_end_token_and_only_there():
+def test_rows_end_at_the_end_token_and_only_there(both):
     model, tok = toy(4), train_tokenizer(['1+1=2 ']*9, 300)
     ends = {tok.special['assistant_end'], tok.special['bos']}
     samples,cost = generate(model, tok, [[5,6],[7]], n=40, max_new=60)
@@ -91,7 +125,8 @@ def test_rows_end_at_the_end_token_and_only_there():
         assert o.stopped==(o.tokens[-1] in ends) and not ends & set(o.tokens[:-1])
         assert len(o.tokens)==len(o.sampled)==len(o.logprobs) <= 60
         assert o.stopped or len(o.tokens)==60
-    assert cost.work.positions==3 + sum(len(o.tokens)-1 for o in samples) and cost.work.pad==0
+    late = cost.work.positions-cost.work.pad - (3 + sum(len(o.tokens)-1 for o in samples))   # a recorded step is sent before anybody has read the last one
+    assert 0 <= late <= sum(o.stopped for o in samples) and (late==cost.work.pad==0 or gpu.gpu_runs(torch.device(DEVICE)))
 
 def test_memory_stays_bounded_while_late_rows_come():
     "Blocks that nobody needs any more are used again."
