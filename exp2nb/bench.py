@@ -174,8 +174,8 @@ def our_gradient(model, groups, w:Workload):
     total = 0.
     for part in policy_micro_batches(groups, w.micro_tokens):
         loss,_,_ = policy_loss(model, part, dtype=w.torch_dtype)
-        loss.backward(); total += loss.item()
-    return total
+        loss.backward(); total += loss.detach()
+    return float(total)
 
 # %% ../nbs/21_bench.ipynb #8b352ccf
 def one_round(

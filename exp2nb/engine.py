@@ -47,9 +47,9 @@ def pick(
 # %% ../nbs/10_engine.ipynb #308dfac0
 def pick_by_loop(logits, u, temperature=1., top_k=50, logprob='full', vocab=None):
     "`pick` by the compiled loop; greedy, there is nothing to gain."
-    if temperature==0: return pick(logits, u, temperature, top_k, logprob, vocab)
+    if temperature==0 or (logits.is_cuda and logits.shape[-1] > gpu.MOST_LOGITS): return pick(logits, u, temperature, top_k, logprob, vocab)
     vocab = vocab or logits.shape[-1]
-    return pick_tokens(logits, u, temperature, top_k or vocab, vocab, logprob=='sampled')
+    return (gpu.pick_tokens if logits.is_cuda else pick_tokens)(logits, u, temperature, top_k or vocab, vocab, logprob=='sampled')
 
 # %% ../nbs/10_engine.ipynb #aa87e35d
 @dataclass
@@ -497,11 +497,13 @@ class RecordedDecode(LoopDecode):
     def __init__(self, shape, rows, groups, prompt, max_new, device, dtype):
         Decode.__init__(self, shape, rows, groups, prompt, max_new, device, dtype)
         zeros = lambda *size, **kw: torch.zeros(*size, device=device, **kw)
-        self.own, self.rows = [self.room(rows, max_new+1)], zeros(rows, 3, dtype=torch.long)
+        self.own, self.rows, self.members = [self.room(rows, max_new+1)], zeros(rows, 3, dtype=torch.long), zeros(min(rows, rows//16+groups), 16, dtype=torch.int32)
         self.ids, self.u, self.logprobs = zeros(rows, dtype=torch.long), zeros(rows, max_new+2), zeros(rows)   # per row: its last token, all its random numbers, its last token's log-probability
 
     def tick(self, n): self.n, self.calls = n, 0; return self.rows[:n,1] + self.rows[:n,2]
-    def attend(self, layer, q, k, v): return gpu.decode_attention(q, k, v, self.prompt[layer], self.own[0][layer], self.rows[:self.n], self.shape.windows[layer] or 2**40)
+    def attend(self, layer, q, k, v):
+        members = self.members[:self.n//16+self.prompt.shape[2]]   # n rows of so many prompts make no more sixteens
+        return gpu.decode_attention(q, k, v, self.prompt[layer], self.own[0][layer], self.rows[:self.n], members, self.shape.windows[layer] or 2**40)
 
     def drop_rows(self, gone):
         to,frm = Decode.drop_rows(self, gone)
@@ -516,6 +518,8 @@ def sit(self:RecordedDecode):
     if self._layout is None:
         self._layout = torch.cat([self.layout(), torch.tensor([[0, 0, -self.now]]).expand(self.n_rows-len(self.group), -1)])
         self.rows.copy_(self._layout + torch.tensor([0, 0, self.now]))
+        together = gpu.sixteens(self._layout[:len(self.group),0].tolist())
+        self.members.copy_(torch.tensor(together + [[-1]*16]*(len(self.members)-len(together)), dtype=torch.int32))
 
 @patch
 def passed(self:RecordedDecode,
@@ -630,7 +634,7 @@ def generate(
         dtype, vocab = dtype or weight.dtype, tok.vocab_size if tok else None
         kind, cache, choose, weights = Rollout, Decode, pick, nullcontext()
         if loops_run(weight.device, dtype): cache, choose, weights = LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
-        elif gpu.gpu_runs(weight.device): kind, cache, weights = RecordedRollout, RecordedDecode, gpu.weights_as(model, dtype)
+        elif gpu.gpu_runs(weight.device): kind, cache, choose, weights = RecordedRollout, RecordedDecode, pick_by_loop, gpu.weights_as(model, dtype)
         run = kind(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, cache)
         with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), weights: run.run()
     samples = [r.out for r in all_rows]

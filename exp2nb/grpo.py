@@ -210,7 +210,7 @@ def update(self:GRPO, groups)->dict:
             loss.backward()
             work = work+w
             was = torch.tensor([l for _,ss,_ in part for s in ss for l,own in zip(s.logprobs, s.sampled) if own])
-            gap.append((lp.cpu()-was).abs().max().item())
+            gap.append((lp, was))   # compared when all passes are sent: a GPU is not waited for in between
             first = first or (w.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.)
         if signal: parallel.sum_gradients(self.opt.params)
         new = [[len(s.tokens) for s in g.samples] for g in groups]
@@ -224,7 +224,7 @@ def update(self:GRPO, groups)->dict:
             self.opt.step(factor)
             cost.update(optimizer_cost(self.opt.matrices, rank=parallel.rank()))
     big, = parallel.total(sum(g.sampled for g in groups if g.signal))
-    first, drift = parallel.from_main(first), max(parallel.each(max(gap, default=0.)))
+    first, drift = parallel.from_main(first), max(parallel.each(max(((lp.cpu()-was).abs().max().item() for lp,was in gap), default=0.)))
     scale = self.noise.update(first[1]*(big/first[0])**2, size, first[0], big) if first and first[1] and first[0] else None
     return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, logprob_drift=drift)
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .attention import segment_attention, segment_pairs
 from .config import UserError, sha256_of
+from .gpu import SQUARE, flat_attention, flat_mask, gpu_runs, squares
 from .kernels import loops_run
 
 # %% ../nbs/06_protocol.ipynb #23b28449
@@ -78,7 +79,7 @@ class Segments:
         first = [self.lengths[p] if p>=0 else 0 for p in self.parents]
         self.pos = torch.cat([torch.arange(f, f+l) for f,l in zip(first, self.lengths)]).to(device)
         self.kv, self._masks, self._plan = {}, {}, None
-        self.loops = loops_run(torch.device(device), dtype)
+        self.loops, self.flex = loops_run(torch.device(device), dtype), gpu_runs(torch.device(device)) and shape.head_dim >= 16
         self.table = torch.tensor([[s,l,p] for s,l,p in zip(self.starts, self.lengths, self.parents)])
 
 # %% ../nbs/06_protocol.ipynb #3848f5df
@@ -104,10 +105,16 @@ def _blocks(self:Segments): self._plan = self._plan or self._layout(); return se
 def _where(self:Segments): return self._plan[1]
 
 # %% ../nbs/06_protocol.ipynb #c4c451cc
+@patch
+def _square_pairs(self:Segments, window):
+    if ('pairs',window) not in self._masks: self._masks['pairs',window] = SQUARE**2*sum(map(len, squares(self.starts, self.lengths, self.parents, window)))
+    return self._masks['pairs',window]
+
 @patch(as_prop=True)
 def pairs_planned(self:Segments):
     "Per layer: the (query, key) pairs that one pass will compute, padding included."
     if self.loops: return [segment_pairs(self.table, w or 2**40) for w in self.shape.windows]
+    if self.flex: return [self._square_pairs(w) for w in self.shape.windows]
     return [sum(own.numel()*keys.shape[1] for own,_,keys,_ in self._blocks)]*self.shape.layers
 
 # %% ../nbs/06_protocol.ipynb #a90832d1
@@ -132,6 +139,7 @@ def attend(self:Segments, layer, q, k, v):
         window = self.shape.windows[layer] or 2**40
         self.pairs[layer] += segment_pairs(self.table, window)
         return segment_attention(q, k, v, self.table, window)[0]
+    if self.flex and torch.is_grad_enabled(): return self._flex_attend(layer, q, k, v)
     take = lambda x,i: x.index_select(0, i.flatten()).view(*i.shape, *x.shape[1:]).transpose(1, 2)
     outs = []
     for b,(own,_,keys,_) in enumerate(self._blocks):
@@ -142,6 +150,14 @@ def attend(self:Segments, layer, q, k, v):
         outs.append(o.transpose(1, 2).reshape(-1, *o.shape[1::2]))
         self.pairs[layer] += own.shape[0]*own.shape[1]*keys.shape[1]
     return torch.cat(outs).index_select(0, self._where)
+
+# %% ../nbs/06_protocol.ipynb #3302d660
+@patch
+def _flex_attend(self:Segments, layer, q, k, v):
+    window = self.shape.windows[layer]
+    self.pairs[layer] += self._square_pairs(window)
+    if ('flex',window) not in self._masks: self._masks['flex',window] = flat_mask(self.starts, self.lengths, self.parents, self.pos, window, self.device)
+    return flat_attention(q, k, v, self._masks['flex',window])
 
 # %% ../nbs/06_protocol.ipynb #78690809
 @patch

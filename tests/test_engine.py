@@ -38,10 +38,11 @@ def drawn(seed):
     how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]), seed=seed)
     return toy(seed, **shape), prompts, how
 
-def attention(q, k, v, prompt, own, rows, window):
+def attention(q, k, v, prompt, own, rows, members, window):
     "What `gpu.decode_attention` computes, row by row."
-    out = torch.empty(q.shape, dtype=own.dtype)
-    for r,(g,P,i) in enumerate(rows.tolist()):
+    out, sits = torch.zeros(q.shape, dtype=own.dtype), members[members>=0]
+    assert sorted(sits.tolist())==list(range(len(sits))) and all(len({*rows[m[m>=0],0].tolist()}) < 2 for m in members)   # every live row once, with its own prompt's
+    for r,(g,P,i) in enumerate(rows[:len(sits)].tolist()):
         own[0,r,:,i], own[1,r,:,i] = k[r], v[r]
         K,V = (torch.cat([prompt[j,g,:,:P], own[j,r,:,:i+1]], 1)[:,-window:].float().repeat_interleave(q.shape[1]//k.shape[1], 0) for j in (0, 1))
         out[r] = ((q[r][:,None].float() @ K.mT*q.shape[-1]**-.5).softmax(-1) @ V)[:,0]
