@@ -433,8 +433,7 @@ def bench(
         f = figures(w, model.shape, rows[-1])
         log(f"round {len(rows)}: {f['tokens_per_second']:,.0f} new tokens/s, {f['roofline_share']:.0%} of the roofline")
     each = [figures(w, model.shape, r) for r in rows]
-    some = w.new if w.device=='cpu' else min(w.new, 32)   # PyTorch's profiler keeps every event
-    where = profile(lambda: our_rollout(model, w.prompts(), replace(w, new=some)), w.device)
+    where = profile(lambda: our_rollout(model, w.prompts(), w), w.device)
     return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w), processes=processes,
                 figures={k: median(f[k] for f in each) for k in each[0]}, rounds=each, rollout_profile=where)
 

@@ -93,6 +93,7 @@ def forced_tokens(
 # %% ../nbs/10_engine.ipynb #764e5c05
 class Row:
     "A sample in the making: its random numbers, what the calculator still has to say, and whether it has ended."
+    stream = torch.Generator()
     def __init__(self,
         prompt:int, sample:int, # which sample of which prompt
         max_new:int,            # longest answer
@@ -101,7 +102,7 @@ class Row:
         calculator:bool=True
     ):
         self.out, self.max_new, self.tok, self.queue, self.ended = Sample(prompt, sample), max_new, tok, [], False
-        self.u = torch.rand(max_new, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.u = torch.rand(max_new, generator=Row.stream.manual_seed(seed)).tolist()
         self.ends = {tok.special['assistant_end'], tok.special['bos']} if tok else ()
         self.closes = tok.special['python_end'] if tok and calculator else None
 
@@ -537,7 +538,7 @@ class RecordedRollout(Rollout):
     "A rollout whose steps are recorded. `flying`: the step whose tokens nobody has looked at yet."
     def __init__(self, *args):
         super().__init__(*args)
-        self.flying, self.recorded, self.pool = None, {}, torch.cuda.graph_pool_handle() if self.cache.device.type=='cuda' else None
+        self.flying, self.recorded = None, {}
         self.read = [[torch.empty(self.rows, dtype=x.dtype, pin_memory=x.is_cuda) for x in (self.cache.ids, self.cache.logprobs)] for _ in range(2)]
 
     def step(self):
@@ -585,7 +586,7 @@ def launch(self:RecordedRollout):
     if not self.flying: spoken = [(i, r.last) for i,r in enumerate(self.live)]   # nothing on its way: what the rows say is final
     c.sit()
     if spoken: c.ids[torch.tensor([i for i,_ in spoken])] = torch.tensor([t for _,t in spoken]).to(c.device)
-    if n not in self.recorded: self.recorded[n] = gpu.Recorded(lambda: self.one_step(n), self.pool)
+    if n not in self.recorded: self.recorded[n] = gpu.Recorded(lambda: self.one_step(n))
     self.recorded[n]()
     c.passed(n)
     self.work += Work(n, n, pad=n-len(self.live)); self.steps += 1

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SQUARE', 'jit', 'constexpr', 'PROMPT_TILE', 'OWN_TILE', 'PROMPT_WARPS', 'OWN_WARPS', 'MOST_LOGITS', 'works',
-           'gpu_runs', 'compiled', 'product_type', 'norm', 'turn_norm', 'relu2', 'softcap', 'logprobs', 'squares',
-           'flat_mask', 'compiled_flex', 'flat_attention', 'look', 'prompt_part', 'own_part', 'decode_attention',
-           'sixteens', 'pick_row', 'pick_tokens', 'weights_as', 'Recorded']
+           'gpu_runs', 'compiled', 'product_type', 'norm', 'turn_norm', 'relu2', 'softcap', 'logprobs', 'stretches',
+           'squares', 'flat_mask', 'compiled_flex', 'flat_attention', 'look', 'prompt_part', 'own_part',
+           'decode_attention', 'sixteens', 'pick_row', 'pick_tokens', 'weights_as', 'Recorded']
 
 # %% ../nbs/05d_gpu.ipynb #5b92236f
 import functools, warnings
@@ -84,35 +84,49 @@ def logprobs(logits, targets):
 # %% ../nbs/05d_gpu.ipynb #9cbaad0d
 torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
 
-# %% ../nbs/05d_gpu.ipynb #e345c7e1
+# %% ../nbs/05d_gpu.ipynb #ef5aa352
+def stretches(
+    lengths, parents,# of the segments: tokens, and the parent's number or −1
+    window=None      # tokens seen, itself included
+)->np.ndarray:       # (4, N): first token of its own, first and last + 1 of its parent's that a token sees, and its own number
+    "What each token of a flat batch may see."
+    lengths, parents = np.asarray(lengths), np.asarray(parents)
+    starts, up = np.cumsum(lengths)-lengths, np.maximum(parents, 0)
+    before = np.where(parents >= 0, lengths[up], 0)               # tokens of the parent
+    owner, q = np.repeat(np.arange(len(lengths)), lengths), np.arange(lengths.sum())
+    hidden = np.maximum(0, q-starts[owner]+before[owner]+1-(window or len(q)))   # tokens of its sequence that the window has left behind
+    return np.stack([np.maximum(starts[owner], starts[owner]+hidden-before[owner]), starts[up][owner]+np.minimum(hidden, before[owner]), (starts[up]+before)[owner], q])
+
+# %% ../nbs/05d_gpu.ipynb #2a38bbc7
 SQUARE = 128
 
 def squares(
-    starts, lengths, # of the segments in the flat batch
-    parents,         # per segment: its parent's number, or -1
-    window=None      # tokens seen
-)->list:             # per block of 128 queries: the blocks of 128 keys that hold something to see
-    "Which squares of the attention matrix are not empty."
-    n, out = sum(lengths), []
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    for b in range(-(-n//SQUARE)):
-        first, last = owner[b*SQUARE], owner[min(n, (b+1)*SQUARE)-1]
-        seen = set(range(max(starts[first], b*SQUARE+1-(window or n))//SQUARE, b+1))
-        for p in {parents[s] for s in range(first, last+1)}-{-1}: seen |= set(range(starts[p]//SQUARE, (starts[p]+lengths[p]-1)//SQUARE+1))
-        out.append(sorted(seen))
+    sees   # see `stretches`
+):         # (blocks, blocks) bool
+    "Which squares of 128 × 128 of the attention matrix are not empty: a row for each block of queries."
+    own, up, end, _ = sees
+    n = -(-len(own)//SQUARE)
+    block = np.arange(n)
+    out = (block >= np.minimum.reduceat(own, block*SQUARE)[:,None]//SQUARE) & (block <= block[:,None])
+    turns = [0, *(np.flatnonzero(np.diff(end))+1).tolist(), len(end)]   # between two of them all have the same parent
+    for i,j in zip(turns, turns[1:]):
+        first, last = up[i:j].min(), end[i]
+        if first < last: out[i//SQUARE:(j-1)//SQUARE+1, first//SQUARE:(last-1)//SQUARE+1] = True
     return out
 
-# %% ../nbs/05d_gpu.ipynb #b901e8ec
-def flat_mask(starts, lengths, parents, pos, window=None, device='cpu'):
-    "FlexAttention's mask of a flat batch; `pos`: each token's position."
-    seen, n = squares(starts, lengths, parents, window), sum(lengths)
-    count, which = torch.tensor([len(s) for s in seen], dtype=torch.int32), torch.zeros(len(seen), len(seen), dtype=torch.int32)
-    for row,s in zip(which, seen): row[:len(s)] = torch.tensor(s, dtype=torch.int32)
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    parent = torch.tensor(parents)[owner].to(device)
-    owner, far = owner.to(device), window or 2**31
-    def rule(b, h, q, k): return (((owner[q]==owner[k]) & (q >= k)) | (parent[q]==owner[k])) & (pos[q]-pos[k] < far)
-    return BlockMask.from_kv_blocks(count[None,None].to(device), which[None,None].to(device), BLOCK_SIZE=SQUARE, mask_mod=rule, seq_lengths=(n, n))
+# %% ../nbs/05d_gpu.ipynb #36ef2eed
+def flat_mask(
+    sees,  # see `stretches`
+    device='cpu'
+):
+    "FlexAttention's mask of a flat batch."
+    full = squares(sees)
+    count, (row,col), which = full.sum(1, dtype=np.int32), full.nonzero(), np.zeros(full.shape, np.int32)
+    which[row,np.arange(len(row))-(count.cumsum()-count)[row]] = col   # the blocks to look at come first
+    own,up,end,_ = torch.from_numpy(sees.astype(np.int32)).to(device)
+    def rule(b, h, q, k): return ((k >= own[q]) & (k <= q)) | ((k >= up[q]) & (k < end[q]))
+    to = lambda x: torch.from_numpy(x)[None,None].to(device)
+    return BlockMask.from_kv_blocks(to(count), to(which), BLOCK_SIZE=SQUARE, mask_mod=rule, seq_lengths=(sees.shape[1],)*2)
 
 @functools.cache
 def compiled_flex(): return torch.compile(flex_attention, dynamic=True)
@@ -126,7 +140,7 @@ def flat_attention(
     attend = compiled_flex() if q.is_cuda else flex_attention
     return attend(one(q), one(k), one(v), block_mask=mask, enable_gqa=q.shape[1]!=k.shape[1])[0].transpose(0, 1)
 
-# %% ../nbs/05d_gpu.ipynb #869a10ea
+# %% ../nbs/05d_gpu.ipynb #264c6122
 jit, constexpr = (triton.jit, tl.constexpr) if triton else (lambda f: f, int)
 
 @jit
@@ -146,7 +160,7 @@ def look(x, m, l, acc, K, V, first, end, D, TILE:constexpr, WIDE:constexpr, EXAC
         m = top
     return m, l, acc
 
-# %% ../nbs/05d_gpu.ipynb #af1d0e60
+# %% ../nbs/05d_gpu.ipynb #8714226e
 @jit
 def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, columns, D, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
     "Sixteen `members`, all query heads of one key head; `per`: query heads of a key head. Fills `parts` (R, heads, 2+D)."
@@ -167,7 +181,7 @@ def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, 
     tl.store(to+1, l, mask=here)
     tl.store(to[:,None]+2+d[None], acc, mask=real)
 
-# %% ../nbs/05d_gpu.ipynb #00e07028
+# %% ../nbs/05d_gpu.ipynb #9ac200f6
 @jit
 def own_part(q, k, v, own, rows, parts, out, scale, window, H, per, own_rows, columns, D, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
     "One row, all query heads of one key head."
@@ -190,8 +204,8 @@ def own_part(q, k, v, own, rows, parts, out, scale, window, H, per, own_rows, co
     m, l, acc = look(x, top, l, acc, K, V, first, n, D, TILE, WIDE, EXACT)
     tl.store(out + (head*D)[:,None] + d[None], (acc/l[:,None]).to(out.dtype.element_ty), mask=real)
 
-# %% ../nbs/05d_gpu.ipynb #93482cb3
-PROMPT_TILE, OWN_TILE, PROMPT_WARPS, OWN_WARPS = 32, 64, 4, 4   # columns that a program looks at together, and threads of a program / 32, as measured on an H200
+# %% ../nbs/05d_gpu.ipynb #af16000e
+PROMPT_TILE, OWN_TILE, PROMPT_WARPS, OWN_WARPS = 32, 32, 2, 4   # columns that a program looks at together, and threads of a program / 32, as measured on an H200
 
 def decode_attention(
     q,       # (R, heads, D)
@@ -220,20 +234,24 @@ def sixteens(
     for r,s in enumerate(slots): by.setdefault(s, []).append(r)
     return [rs[i:i+16]+[-1]*(16-len(rs[i:i+16])) for rs in by.values() for i in range(0, len(rs), 16)]
 
-# %% ../nbs/05d_gpu.ipynb #ee7d27ae
+# %% ../nbs/05d_gpu.ipynb #fc64c9d1
 @jit
 def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:constexpr):
     "One row's token and its log-probability."
     r, i = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
-    x = tl.load(logits + r*V + i, mask=i<V, other=float('-inf'))*scale
-    bits = tl.where(i < vocab, x, float('-inf')).to(tl.int32, bitcast=True)
+    bits = (tl.load(logits + r*V + i, mask=i<vocab, other=float('-inf'), volatile=True)*scale).to(tl.int32, bitcast=True)
     key = tl.where(bits < 0, bits ^ 0x7fffffff, bits)    # a whole number that compares as the float does
-    cut = tl.where(tl.sum((key >= 0).to(tl.int32), 0) >= k, 0, -2147483648)
-    for b in range(31):
-        higher = cut + (1 << (30-b))
-        cut = tl.where(tl.sum((key >= higher).to(tl.int32), 0) >= k, higher, cut)
-    tie, room = key==cut, k - tl.sum((key > cut).to(tl.int32), 0)
-    kept = (key > cut) | (tie & (tl.cumsum(tie.to(tl.int32), 0) <= room))
+    n = tl.sum((key >= 0).to(tl.int32), 0)
+    cut, n, bit = tl.where(n >= k, 0, -2147483648), tl.where(n >= k, n, WIDE), 30
+    while (bit >= 0) & (n != k):
+        higher = cut + (1 << bit)
+        m = tl.sum((key >= higher).to(tl.int32), 0)
+        cut, n, bit = tl.where(m >= k, higher, cut), tl.where(m >= k, m, n), bit-1
+    kept = key >= cut
+    if n != k:   # equal ones at the edge: the first of them
+        room = k - tl.sum((key > cut).to(tl.int32), 0)
+        kept = (key > cut) | (kept & (tl.cumsum((key==cut).to(tl.int32), 0) <= room))
+    x = tl.load(logits + r*V + i, mask=i<V, other=float('-inf'), volatile=True)*scale   # read again: the registers don't hold both
     top = tl.max(x, 0)
     e = tl.exp(x-top)
     p = tl.where(kept, e, 0.)
@@ -243,17 +261,17 @@ def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:c
     tl.store(ids+r, j.to(tl.int64))
     tl.store(said+r, tl.sum(tl.where(i==j, x, 0.), 0) - top - tl.log(total if SAMPLED else tl.sum(tl.where(i<V, e, 0.), 0)))
 
-# %% ../nbs/05d_gpu.ipynb #9939dec3
+# %% ../nbs/05d_gpu.ipynb #329006b7
 MOST_LOGITS = 65536   # that the registers of a program hold
 
 def pick_tokens(logits, u, temperature, top_k, vocab, sampled):
     "As `exp2nb.kernels.pick_tokens`, on a GPU."
     R,V = logits.shape
     ids, said = torch.empty(R, dtype=torch.long, device=logits.device), torch.empty(R, device=logits.device)
-    pick_row[R,](logits.contiguous(), u.contiguous(), ids, said, 1/temperature, min(top_k, vocab), vocab, V, SAMPLED=sampled, WIDE=triton.next_power_of_2(V), num_warps=max(4, min(32, V//1024)))
+    pick_row[R,](logits.contiguous(), u.contiguous(), ids, said, 1/temperature, min(top_k, vocab), vocab, V, SAMPLED=sampled, WIDE=triton.next_power_of_2(V), num_warps=max(4, min(16, V//2048)))
     return ids, said
 
-# %% ../nbs/05d_gpu.ipynb #d93328d9
+# %% ../nbs/05d_gpu.ipynb #3fb605d5
 @contextmanager
 def weights_as(
     model:torch.nn.Module,
@@ -266,12 +284,11 @@ def weights_as(
     finally:
         for p,w in kept: p.data = w
 
-# %% ../nbs/05d_gpu.ipynb #72174086
+# %% ../nbs/05d_gpu.ipynb #28de5ff5
 class Recorded:
     "A function without arguments or result: plain at its first call, from the second on replayed from a CUDA graph."
-    def __init__(self, f, 
-        pool=None   # `torch.cuda.graph_pool_handle()`: graphs that never run at the same time can share their scratch memory
-    ): self.f, self.pool, self.calls, self.graph = f, pool, 0, None
+    pool = last = None   # scratch memory, the same for all recordings, since one runs at a time; the last one keeps it
+    def __init__(self, f): self.f, self.calls, self.graph = f, 0, None
 
     def __call__(self):
         self.calls += 1
@@ -280,13 +297,16 @@ class Recorded:
         else: self.f()
 
     def record(self):
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        graph, stream, me = torch.cuda.CUDAGraph(), torch.cuda.Stream(), Recorded
+        me.pool = me.pool or torch.cuda.graph_pool_handle()
         stream.wait_stream(torch.cuda.current_stream())
         try:
             with torch.cuda.stream(stream):
-                graph.capture_begin(*[self.pool]*(self.pool is not None), capture_error_mode='thread_local')
+                graph.capture_begin(me.pool, capture_error_mode='thread_local')
                 try: self.f()
                 finally: graph.capture_end()
-            self.graph = graph
-        except RuntimeError as e: warnings.warn(f'a decoding step of this model cannot be recorded ({str(e).splitlines()[0][:100]}): rollouts send every operator anew, several times slower.', stacklevel=2)
+            self.graph = me.last = graph
+        except RuntimeError as e:
+            me.pool = None
+            warnings.warn(f'a decoding step of this model cannot be recorded ({str(e).splitlines()[0][:100]}): rollouts send every operator anew, several times slower.', stacklevel=2)
         torch.cuda.current_stream().wait_stream(stream)

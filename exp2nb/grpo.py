@@ -8,7 +8,7 @@ __all__ = ['advantages', 'Group', 'set_weights', 'policy_batch', 'logprobs_of', 
 
 # %% ../nbs/14_grpo.ipynb #3685f8a7
 import json, math, time
-from itertools import compress
+from itertools import chain, compress
 import numpy as np, torch
 from fastcore.basics import patch
 from . import parallel
@@ -209,7 +209,7 @@ def update(self:GRPO, groups)->dict:
             loss,lp,w = policy_loss(self.model, part, top_k, self.rl.temperature, self.dtype, self.tok.vocab_size)
             loss.backward()
             work = work+w
-            was = torch.tensor([l for _,ss,_ in part for s in ss for l,own in zip(s.logprobs, s.sampled) if own])
+            was = torch.from_numpy(np.fromiter(chain.from_iterable(compress(s.logprobs, s.sampled) for _,ss,_ in part for s in ss), np.float32, len(lp)))
             gap.append((lp, was))   # compared when all passes are sent: a GPU is not waited for in between
             first = first or (w.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.)
         if signal: parallel.sum_gradients(self.opt.params)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .attention import segment_attention, segment_pairs
 from .config import UserError, sha256_of
-from .gpu import SQUARE, flat_attention, flat_mask, gpu_runs, squares
+from .gpu import SQUARE, flat_attention, flat_mask, gpu_runs, squares, stretches
 from .kernels import loops_run
 
 # %% ../nbs/06_protocol.ipynb #23b28449
@@ -77,6 +77,7 @@ class Segments:
         self.starts, self.n = [e-l for e,l in zip(ends, self.lengths)], ends[-1]
         self.pairs = [0]*shape.layers   # (query, key) pairs computed per layer, padding included
         first = [self.lengths[p] if p>=0 else 0 for p in self.parents]
+        self.longest = max((f+l for f,l in zip(first, self.lengths)), default=0)   # tokens of the longest sequence
         self.pos = torch.cat([torch.arange(f, f+l) for f,l in zip(first, self.lengths)]).to(device)
         self.kv, self._masks, self._plan = {}, {}, None
         self.loops, self.flex = loops_run(torch.device(device), dtype), gpu_runs(torch.device(device)) and shape.head_dim >= 16
@@ -106,15 +107,19 @@ def _where(self:Segments): return self._plan[1]
 
 # %% ../nbs/06_protocol.ipynb #c4c451cc
 @patch
-def _square_pairs(self:Segments, window):
-    if ('pairs',window) not in self._masks: self._masks['pairs',window] = SQUARE**2*sum(map(len, squares(self.starts, self.lengths, self.parents, window)))
-    return self._masks['pairs',window]
+def _sees(self:Segments, window):
+    "`gpu.stretches`, and the pairs in the squares that are looked at."
+    if window and window > self.longest: window = None
+    if ('sees',window) not in self._masks:
+        sees = stretches(self.lengths, self.parents, window)
+        self._masks['sees',window] = window, sees, SQUARE**2*int(squares(sees).sum())
+    return self._masks['sees',window]
 
 @patch(as_prop=True)
 def pairs_planned(self:Segments):
     "Per layer: the (query, key) pairs that one pass will compute, padding included."
     if self.loops: return [segment_pairs(self.table, w or 2**40) for w in self.shape.windows]
-    if self.flex: return [self._square_pairs(w) for w in self.shape.windows]
+    if self.flex: return [self._sees(w)[2] for w in self.shape.windows]
     return [sum(own.numel()*keys.shape[1] for own,_,keys,_ in self._blocks)]*self.shape.layers
 
 # %% ../nbs/06_protocol.ipynb #a90832d1
@@ -154,9 +159,9 @@ def attend(self:Segments, layer, q, k, v):
 # %% ../nbs/06_protocol.ipynb #3302d660
 @patch
 def _flex_attend(self:Segments, layer, q, k, v):
-    window = self.shape.windows[layer]
-    self.pairs[layer] += self._square_pairs(window)
-    if ('flex',window) not in self._masks: self._masks['flex',window] = flat_mask(self.starts, self.lengths, self.parents, self.pos, window, self.device)
+    window, sees, pairs = self._sees(self.shape.windows[layer])
+    self.pairs[layer] += pairs
+    if ('flex',window) not in self._masks: self._masks['flex',window] = flat_mask(sees, self.device)
     return flat_attention(q, k, v, self._masks['flex',window])
 
 # %% ../nbs/06_protocol.ipynb #78690809

@@ -50,7 +50,7 @@ def attention(q, k, v, prompt, own, rows, members, window):
 
 class Plain:
     "A recorded step that is not recorded."
-    def __init__(self, f, pool): self.f = f
+    def __init__(self, f): self.f = f
     def __call__(self): self.f()
 
 @pytest.fixture(params=['compiled', 'operators', *['recorded']*(DEVICE=='cpu')])
