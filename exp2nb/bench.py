@@ -349,7 +349,7 @@ def trl_step_seconds(
     return times[-1]
 
 # %% ../nbs/21_bench.ipynb #bdc0575c
-KINDS = dict(attention=('bmm', 'attention', 'attend_row', 'fmha', 'flash'), matmul=('mm', 'linear', 'gemv', 'nvjet', 'cutlass'), fused=('triton_',),
+KINDS = dict(attention=('bmm', 'attention', 'prompt_part', 'own_part', 'fmha', 'flash'), matmul=('mm', 'linear', 'gemv', 'nvjet', 'cutlass'), fused=('triton_',),
              sampling=('pick', 'topk', 'sort', 'scan', 'cumsum', 'softmax', 'gather'), softcap=('sigmoid', 'tanh'),
              norm=('norm', 'pow', 'mean', 'rsqrt'), exponentials=('exp_', 'amax'), copies=('copy', 'cat', 'index', 'clone'))
 

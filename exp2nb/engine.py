@@ -560,6 +560,7 @@ class RecordedRollout(Rollout):
     def run(self):
         super().run()
         self.land()
+        self.recorded.clear()   # a recording knows the rollout, with all its keys and values
 
 # %% ../nbs/10_engine.ipynb #6e908c8f
 @patch

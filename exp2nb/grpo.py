@@ -16,6 +16,7 @@ from .config import UserError, seed_of
 from .engine import generate
 from .flops import Work, optimizer_cost, update_cost
 from .fused import fast_linears
+from .gpu import send, take
 from .ledger import Budget
 from .optim import Optimizer, schedule
 from .protocol import Segments
@@ -69,7 +70,7 @@ def policy_batch(
             at = [last, *range(len(ids), len(ids)+len(s.tokens)-1)]
             if len(s.tokens) > 1: lengths.append(len(s.tokens)-1); parents.append(parent); ids += s.tokens[:-1]
             where += compress(at, s.sampled); targets += compress(s.tokens, s.sampled); weights += [w]*sum(s.sampled)
-    to = lambda x,kind=np.int64: torch.from_numpy(np.fromiter(x, kind, len(x))).to(device)   # `torch.tensor` of a long list takes nine times as long
+    to = lambda x,kind=np.int64: send(torch.from_numpy(np.fromiter(x, kind, len(x))), device)   # `torch.tensor` of a long list takes nine times as long
     return to(ids), Segments(shape, lengths, parents, device), to(where), to(targets), to(weights, np.float32)
 
 # %% ../nbs/14_grpo.ipynb #2962f708
@@ -99,7 +100,7 @@ def policy_loss(
     device = next(model.parameters()).device
     ids,seg,where,targets,weights = policy_batch(groups, model.shape, device)
     with torch.autocast(device.type, dtype, enabled=dtype!=torch.float32), fast_linears(model, dtype):
-        h, said = model.hidden(ids, seg.pos, seg).index_select(0, where), []   # not h[where]: a prompt's last token stands there once a sample, and its gradients would be added in whatever order the threads come
+        h, said = take(model.hidden(ids, seg.pos, seg), where), []   # not h[where]: a prompt's last token stands there once a sample, and its gradients would be added in whatever order the threads come
         def piece(x, i):
             lp = logprobs_of(model.logits(x), targets[i], top_k, temperature, vocab)
             said.append(lp.detach())

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from .attention import segment_attention, segment_pairs
 from .config import UserError, sha256_of
-from .gpu import SQUARE, flat_attention, flat_mask, gpu_runs, squares, stretches
+from .gpu import SQUARE, flat_attention, flat_mask, gpu_runs, send, squares, stretches, take
 from .kernels import loops_run
 
 # %% ../nbs/06_protocol.ipynb #23b28449
@@ -78,7 +78,7 @@ class Segments:
         self.pairs = [0]*shape.layers   # (query, key) pairs computed per layer, padding included
         first = [self.lengths[p] if p>=0 else 0 for p in self.parents]
         self.longest = max((f+l for f,l in zip(first, self.lengths)), default=0)   # tokens of the longest sequence
-        self.pos = torch.cat([torch.arange(f, f+l) for f,l in zip(first, self.lengths)]).to(device)
+        self.pos = send(torch.cat([torch.arange(f, f+l) for f,l in zip(first, self.lengths)]), device)
         self.kv, self._masks, self._plan = {}, {}, None
         self.loops, self.flex = loops_run(torch.device(device), dtype), gpu_runs(torch.device(device)) and shape.head_dim >= 16
         self.table = torch.tensor([[s,l,p] for s,l,p in zip(self.starts, self.lengths, self.parents)])
@@ -172,7 +172,7 @@ def previous(self:Segments, x):
     for s,p,l in zip(self.starts, self.parents, self.lengths):
         if l: prev[s] = self.starts[p]+self.lengths[p]-1 if p>=0 else -1
     prev = prev.to(x.device)
-    return x.index_select(0, prev.clamp(min=0)) * (prev>=0).to(x.dtype).view(-1, *[1]*(x.dim()-1))
+    return take(x, prev.clamp(min=0)) * (prev>=0).to(x.dtype).view(-1, *[1]*(x.dim()-1))
 
 # %% ../nbs/06_protocol.ipynb #7c5022b0
 @patch(as_prop=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from . import fused, gpu, parallel
 from .config import UserError, seed_of
 from .flops import Work, optimizer_cost, supervised_cost
-from .gpu import gpu_runs
+from .gpu import gpu_runs, send
 from .kernels import loops_run
 from .ledger import BUDGET_STAGES, Budget, totals
 from .optim import Optimizer, schedule
@@ -146,7 +146,7 @@ def flat_batch(
     seg = Segments(shape, [len(ids)-1 for ids,_ in seqs], device=device)
     def flat(xs, kind=np.int64): return torch.from_numpy(np.fromiter(chain.from_iterable(xs), kind, seg.n))
     ids, nxt, own = flat(x[:-1] for x,_ in seqs), flat(x[1:] for x,_ in seqs), flat((m[1:] for _,m in seqs), bool)
-    return ids.to(device), seg, nxt[own].to(device), own.nonzero().flatten().to(device)   # chosen here: a GPU would have to say how many
+    return send(ids, device), seg, send(nxt[own], device), send(own.nonzero().flatten(), device)   # chosen here: a GPU would have to say how many
 
 # %% ../nbs/13_train.ipynb #905b9229
 class _Pieces(torch.autograd.Function):
