@@ -18,14 +18,16 @@ if torch.version.cuda or torch.version.hip or 'TRITON_INTERPRET' in os.environ:
     try: import triton, triton.language as tl
     except ImportError: pass
 
-# %% ../nbs/05d_gpu.ipynb #448e019a
+# %% ../nbs/05d_gpu.ipynb #b3a4dfb1
 @functools.cache
 def works()->bool:
     "Does Triton run on this machine's GPU? Warns where there is a GPU and it does not."
-    if not torch.cuda.is_available() or triton is None: return False
-    try: return bool(torch.compile(lambda x: x*2+1)(torch.ones(8, device='cuda')).sum()==24)
+    if not torch.cuda.is_available(): return False
+    try:
+        if triton is None: raise ImportError('it is not installed')
+        return bool(torch.compile(lambda x: x*2+1)(torch.ones(8, device='cuda')).sum()==24)
     except Exception as e:   # whatever a compiler may say
-        warnings.warn(f'Triton does not work here ({str(e)[:80]}): rollouts run operator by operator, several times slower. It needs a C compiler (gcc).', stacklevel=2)
+        warnings.warn(f'Triton does not work here ({str(e)[:80]}): rollouts run operator by operator, several times slower. It comes with PyTorch for CUDA and needs a C compiler, such as gcc.', stacklevel=2)
         return False
 
 def gpu_runs(
