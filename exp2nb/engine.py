@@ -638,7 +638,8 @@ def generate(
         if loops_run(weight.device, dtype): cache, choose, weights = LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
         elif gpu.gpu_runs(weight.device): kind, cache, choose, weights = RecordedRollout, RecordedDecode, pick_by_loop, gpu.weights_as(model, dtype)
         run = kind(model, prompts, waiting, rows, lambda l,u: choose(l, u, temperature, top_k, logprob, vocab), dtype, progress, cache)
-        with torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), weights: run.run()
+        here = torch.cuda.device(weight.device) if weight.is_cuda and torch.cuda.is_available() else nullcontext()
+        with here, torch.autocast(weight.device.type, dtype=dtype, enabled=dtype!=weight.dtype), weights: run.run()
     samples = [r.out for r in all_rows]
     new = [[len(s.tokens) for s in samples[p*n:p*n+n]] for p in range(len(prompts))]
     cost = Cost([len(p) for p in prompts], new, sum(not x for s in samples for x in s.sampled))

@@ -42,7 +42,15 @@ def norm_backward(g, x, dx, parts):
             for d in range(D): dx[i,d] = r*g[i,d] - u*x[i,d]
 
 # %% ../nbs/05b_fused.ipynb #9598c966
-def _array(x, *shape): return x.detach().contiguous().numpy().reshape(shape or x.shape)
+def _array(x, *shape): return (x.detach() if x.requires_grad else x).contiguous().numpy().reshape(shape or x.shape)
+
+class _Nobody:
+    "Stands in for autograd's context where no gradient is asked for."
+    def save_for_backward(self, *xs): pass
+
+def _apply(function, *args):
+    "An `autograd.Function`; without gradients its forward alone: PyTorch's bookkeeping takes longer than a small loop."
+    return function.apply(*args) if torch.is_grad_enabled() else function.forward(_Nobody(), *args)
 
 class _Norm(torch.autograd.Function):
     @staticmethod
@@ -60,7 +68,7 @@ class _Norm(torch.autograd.Function):
 
 def norm(x):
     "RMSNorm over the last dimension, without weights, x (…, D)."
-    return _Norm.apply(x)
+    return _apply(_Norm, x)
 
 # %% ../nbs/05b_fused.ipynb #7d603371
 @njit(parallel=True, **FAST)
@@ -110,7 +118,7 @@ def turn_norm(
     scale:float=1.
 ):
     "scale · norm(x, its first half of dimensions turned against the second): for queries and keys."
-    return _Turn.apply(x, cos, sin, scale)
+    return _apply(_Turn, x, cos, sin, scale)
 
 # %% ../nbs/05b_fused.ipynb #af1cd2de
 @njit(parallel=True, **FAST)
@@ -173,7 +181,7 @@ class _Cap(torch.autograd.Function):
 
 def softcap(x, cap:float):
     "cap · tanh(x/cap)."
-    return _Cap.apply(x, cap)
+    return _apply(_Cap, x, cap)
 
 # %% ../nbs/05b_fused.ipynb #01b49e10
 @njit(parallel=True, **SOUND)
@@ -220,7 +228,7 @@ def logprobs(
     targets  # (n,) int64
 ):           # (n,)
     "Log-probability of each row's target."
-    return _Say.apply(x, targets)
+    return _apply(_Say, x, targets)
 
 # %% ../nbs/05b_fused.ipynb #0d6ad2f5
 @cache

@@ -129,7 +129,7 @@ def squares(
         if first < last: out[i//SQUARE:(j-1)//SQUARE+1, first//SQUARE:(last-1)//SQUARE+1] = True
     return out
 
-# %% ../nbs/05d_gpu.ipynb #add15182
+# %% ../nbs/05d_gpu.ipynb #b3ce5204
 def flat_mask(
     sees,  # see `stretches`
     device='cpu'
@@ -154,7 +154,7 @@ def flat_attention(
     mask      # see `flat_mask`
 ):            # (N, heads, D)
     "Attention of a flat batch."
-    one = lambda x: x.transpose(0, 1)[None]
+    one = lambda x: x.to(q.dtype).transpose(0, 1)[None]   # under autocast, a model may add something in float32 to its values
     return flex(q.is_cuda)(one(q), one(k), one(v), block_mask=mask, enable_gqa=q.shape[1]!=k.shape[1])[0].transpose(0, 1)
 
 # %% ../nbs/05d_gpu.ipynb #fdec1166
@@ -177,13 +177,13 @@ def look(x, m, l, acc, K, V, first, end, D, TILE:constexpr, WIDE:constexpr, EXAC
         m = top
     return m, l, acc
 
-# %% ../nbs/05d_gpu.ipynb #0917b5ef
+# %% ../nbs/05d_gpu.ipynb #44e2a6f9
 @jit
-def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, columns, D, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
-    "Sixteen `members`, all query heads of one key head; `per`: query heads of a key head. Fills `parts` (R, heads, 2+D)."
+def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, columns, D, ROWS:constexpr, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
+    "Some of sixteen `members`, all query heads of one key head; `per`: query heads of a key head. Fills `parts` (R, heads, 2+D)."
     KV, c = H//per, tl.program_id(1)
     i, d = tl.arange(0, M), tl.arange(0, WIDE)
-    row = tl.load(members + tl.program_id(0)*16 + i//per, mask=i < 16*per, other=-1)
+    row = tl.load(members + tl.program_id(0)*ROWS + i//per, mask=i < ROWS*per, other=-1)
     if tl.max(row, 0) < 0: return
     here, r, head = row >= 0, tl.maximum(row, 0), c*per + i%per
     P, n = tl.load(rows+3*r+1), tl.load(rows+3*r+2)
@@ -221,7 +221,7 @@ def own_part(q, k, v, own, rows, parts, out, scale, window, H, per, own_rows, co
     m, l, acc = look(x, top, l, acc, K, V, first, n, D, TILE, WIDE, EXACT)
     tl.store(out + (head*D)[:,None] + d[None], (acc/l[:,None]).to(out.dtype.element_ty), mask=real)
 
-# %% ../nbs/05d_gpu.ipynb #bcd829bb
+# %% ../nbs/05d_gpu.ipynb #e27c23db
 PROMPT_TILE, OWN_TILE, PROMPT_WARPS, OWN_WARPS = 32, 32, 2, 4   # columns that a program looks at together, and threads of a program / 32, as measured on an H200
 
 def decode_attention(
@@ -239,7 +239,11 @@ def decode_attention(
     q, k, v, out, parts = q.contiguous(), k.contiguous(), v.contiguous(), q.new_empty(R, H, D, dtype=own.dtype), q.new_empty(R, H, D+2, dtype=torch.float32)
     how = dict(WIDE=max(16, triton.next_power_of_2(D)), EXACT=own.dtype==torch.float32)
     tile = lambda most: max(16, min(most, 2**14//(how['WIDE']*own.element_size())))   # wide heads in float32: fewer columns fit
-    prompt_part[len(members), KV](q, prompt, rows, members, parts, scale, window, H, per, prompt.shape[1], prompt.shape[3], D, M=triton.next_power_of_2(16*per), TILE=tile(PROMPT_TILE), num_warps=PROMPT_WARPS, **how)
+    most = max(16, 2**14//(how['WIDE']*own.element_size()))      # queries of a program that fit
+    together = max(1, min(16, triton.next_power_of_2(most//per+1)//2))
+    M = max(16, triton.next_power_of_2(together*per))
+    prompt_part[len(members)*(16//together), KV](q, prompt, rows, members, parts, scale, window, H, per, prompt.shape[1], prompt.shape[3], D, ROWS=together, M=M, TILE=tile(PROMPT_TILE),
+                                                 num_warps=PROMPT_WARPS if M==16 else 4, **how)
     own_part[R, KV](q, k, v, own, rows, parts, out, scale, window, H, per, own.shape[1], own.shape[3], D, M=max(16, triton.next_power_of_2(per)), TILE=tile(OWN_TILE), num_warps=OWN_WARPS, **how)
     return out
 
@@ -251,13 +255,13 @@ def sixteens(
     for r,s in enumerate(slots): by.setdefault(s, []).append(r)
     return [rs[i:i+16]+[-1]*(16-len(rs[i:i+16])) for rs in by.values() for i in range(0, len(rs), 16)]
 
-# %% ../nbs/05d_gpu.ipynb #a1d187b2
+# %% ../nbs/05d_gpu.ipynb #edb5ef57
 @jit
 def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:constexpr):
     "One row's token and its log-probability."
     r, i = tl.program_id(0).to(tl.int64), tl.arange(0, WIDE)
     bits = (tl.load(logits + r*V + i, mask=i<vocab, other=float('-inf'), volatile=True)*scale).to(tl.int32, bitcast=True)
-    key = tl.where(bits < 0, bits ^ 0x7fffffff, bits)    # a whole number that compares as the float does
+    key = tl.where(i < vocab, tl.where(bits < 0, bits ^ 0x7fffffff, bits), -2147483648)   # a whole number that compares as the float does
     n = tl.sum((key >= 0).to(tl.int32), 0)
     cut, n, bit = tl.where(n >= k, 0, -2147483648), tl.where(n >= k, n, WIDE), 30
     while (bit >= 0) & (n != k):
@@ -278,33 +282,37 @@ def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:c
     tl.store(ids+r, j.to(tl.int64))
     tl.store(said+r, tl.sum(tl.where(i==j, x, 0.), 0) - top - tl.log(total if SAMPLED else tl.sum(tl.where(i<V, e, 0.), 0)))
 
-# %% ../nbs/05d_gpu.ipynb #7c4832a9
+# %% ../nbs/05d_gpu.ipynb #266d3da8
 MOST_LOGITS = 65536   # that the registers of a program hold
 
 def pick_tokens(logits, u, temperature, top_k, vocab, sampled):
     "As `exp2nb.kernels.pick_tokens`, on a GPU."
     R,V = logits.shape
+    vocab = min(vocab, V)
     ids, said = torch.empty(R, dtype=torch.long, device=logits.device), torch.empty(R, device=logits.device)
     pick_row[R,](logits.contiguous(), u.contiguous(), ids, said, 1/temperature, min(top_k, vocab), vocab, V, SAMPLED=sampled, WIDE=triton.next_power_of_2(V), num_warps=max(4, min(16, V//2048)))
     return ids, said
 
-# %% ../nbs/05d_gpu.ipynb #cfc409ce
+# %% ../nbs/05d_gpu.ipynb #cca1d34e
 @contextmanager
 def weights_as(
     model:torch.nn.Module,
     dtype           # of the linear layers' weights inside
 ):
-    "Inside, where nothing may be learned, the linear layers' weights are of another type."
-    kept = [(p, p.data) for m in model.modules() if type(m) is torch.nn.Linear for p in m.parameters()]
-    for p,w in kept: p.data = w.to(dtype)
-    try: yield
+    "Inside, where nothing may be learned, the linear layers' weights are of another type; those that other layers read too are left alone."
+    linear = lambda m: type(m) is torch.nn.Linear
+    others = {id(p) for m in model.modules() if not linear(m) for p in m.parameters(recurse=False)}
+    kept = [(p, p.data) for m in model.modules() if linear(m) for p in m.parameters() if id(p) not in others]
+    try:
+        for p,w in kept: p.data = w.to(dtype)
+        yield
     finally:
         for p,w in kept: p.data = w
 
-# %% ../nbs/05d_gpu.ipynb #b754eeec
+# %% ../nbs/05d_gpu.ipynb #8fc166eb
 class Recorded:
     "A function without arguments or result: plain at its first call, from the second on replayed from a CUDA graph."
-    pool = last = None   # scratch memory, the same for all recordings, since one runs at a time; the last one keeps it
+    pool = stream = last = None   # scratch memory, the same for all recordings, since one runs at a time; the last one keeps it
     def __init__(self, f): self.f, self.calls, self.graph = f, 0, None
 
     def __call__(self):
@@ -314,16 +322,18 @@ class Recorded:
         else: self.f()
 
     def record(self):
-        graph, stream, me = torch.cuda.CUDAGraph(), torch.cuda.Stream(), Recorded
-        me.pool = me.pool or torch.cuda.graph_pool_handle()
-        stream.wait_stream(torch.cuda.current_stream())
+        graph, me = torch.cuda.CUDAGraph(), Recorded
+        if me.pool is None:
+            torch.cuda.empty_cache()   # while something is recorded, memory that lies idle is not given back
+            me.pool, me.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        me.stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(me.stream):
                 graph.capture_begin(me.pool, capture_error_mode='thread_local')
                 try: self.f()
                 finally: graph.capture_end()
             self.graph = me.last = graph
         except RuntimeError as e:
-            me.pool = None
             warnings.warn(f'a decoding step of this model cannot be recorded ({str(e).splitlines()[0][:100]}): rollouts send every operator anew, several times slower.', stacklevel=2)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(me.stream)
+        if not self.graph: me.pool = None
