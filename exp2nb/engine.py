@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER', 'pick', 'pick_by_loop', 'Sample', 'Cost', 'forced_tokens', 'Row', 'scores', 'soften', 'Decode', 'Prompts',
-           'refill', 'moved', 'Layout', 'once', 'blend', 'LoopDecode', 'check_request', 'prefill', 'Rollout',
+           'refill', 'moved', 'Layout', 'once', 'blend', 'LoopDecode', 'check_request', 'prefill', 'Rollout', 'numbers',
            'RecordedDecode', 'RecordedRollout', 'generate']
 
 # %% ../nbs/10_engine.ipynb #23889438
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-import torch
+import numpy as np, torch
 from fastcore.basics import patch
 from .config import UserError, check_choice, seed_of
 from .protocol import Shape, Segments
@@ -438,6 +438,8 @@ class Rollout:
         self.cache = cache(model.shape, self.rows, min(len(prompts), self.rows+1), max(map(len, prompts)), waiting[0].max_new, next(model.parameters()).device, dtype)
 
 # %% ../nbs/10_engine.ipynb #8a39d143
+def numbers(xs, kind, device): "A tensor of Python's numbers; `torch.tensor` takes longer."; return torch.from_numpy(np.fromiter(xs, kind)).to(device)
+
 @patch
 def admit(self:Rollout):
     "Waiting rows take free places; each prompt is run when its first row comes in."
@@ -457,14 +459,14 @@ def admit(self:Rollout):
 @patch
 def feed(self:Rollout, rows, logits):
     "Give each row its next token."
-    u = torch.tensor([r.next_u for r in rows]).to(logits.device)
+    u = numbers((r.next_u for r in rows), np.float32, logits.device)
     for r,i,l in zip(rows, *(x.tolist() for x in self.choose(logits, u)), strict=True): r.push(i, l)
 
 # %% ../nbs/10_engine.ipynb #8074501b
 @patch
 def step(self:Rollout):
     "One token for every live row."
-    ids = torch.tensor([r.last for r in self.live], device=self.cache.device)
+    ids = numbers((r.last for r in self.live), np.int64, self.cache.device)
     logits = self.model.logits(self.model.hidden(ids, self.cache.tick(), self.cache))
     self.cache.tock()
     self.work += Work(len(ids), len(ids))
