@@ -129,7 +129,7 @@ def squares(
         if first < last: out[i//SQUARE:(j-1)//SQUARE+1, first//SQUARE:(last-1)//SQUARE+1] = True
     return out
 
-# %% ../nbs/05d_gpu.ipynb #b3ce5204
+# %% ../nbs/05d_gpu.ipynb #7c61d5ae
 def flat_mask(
     sees,  # see `stretches`
     device='cpu'
@@ -157,7 +157,7 @@ def flat_attention(
     one = lambda x: x.to(q.dtype).transpose(0, 1)[None]   # under autocast, a model may add something in float32 to its values
     return flex(q.is_cuda)(one(q), one(k), one(v), block_mask=mask, enable_gqa=q.shape[1]!=k.shape[1])[0].transpose(0, 1)
 
-# %% ../nbs/05d_gpu.ipynb #fdec1166
+# %% ../nbs/05d_gpu.ipynb #4d8faa51
 jit, constexpr = (triton.jit, tl.constexpr) if triton else (lambda f: f, int)
 
 @jit
@@ -177,7 +177,7 @@ def look(x, m, l, acc, K, V, first, end, D, TILE:constexpr, WIDE:constexpr, EXAC
         m = top
     return m, l, acc
 
-# %% ../nbs/05d_gpu.ipynb #44e2a6f9
+# %% ../nbs/05d_gpu.ipynb #0f7d601b
 @jit
 def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, columns, D, ROWS:constexpr, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
     "Some of sixteen `members`, all query heads of one key head; `per`: query heads of a key head. Fills `parts` (R, heads, 2+D)."
@@ -198,7 +198,7 @@ def prompt_part(q, prompt, rows, members, parts, scale, window, H, per, groups, 
     tl.store(to+1, l, mask=here)
     tl.store(to[:,None]+2+d[None], acc, mask=real)
 
-# %% ../nbs/05d_gpu.ipynb #cf326a1f
+# %% ../nbs/05d_gpu.ipynb #2d0a843a
 @jit
 def own_part(q, k, v, own, rows, parts, out, scale, window, H, per, own_rows, columns, D, M:constexpr, TILE:constexpr, WIDE:constexpr, EXACT:constexpr):
     "One row, all query heads of one key head."
@@ -221,7 +221,7 @@ def own_part(q, k, v, own, rows, parts, out, scale, window, H, per, own_rows, co
     m, l, acc = look(x, top, l, acc, K, V, first, n, D, TILE, WIDE, EXACT)
     tl.store(out + (head*D)[:,None] + d[None], (acc/l[:,None]).to(out.dtype.element_ty), mask=real)
 
-# %% ../nbs/05d_gpu.ipynb #e27c23db
+# %% ../nbs/05d_gpu.ipynb #a9c3da26
 PROMPT_TILE, OWN_TILE, PROMPT_WARPS, OWN_WARPS = 32, 32, 2, 4   # columns that a program looks at together, and threads of a program / 32, as measured on an H200
 
 def decode_attention(
@@ -255,7 +255,7 @@ def sixteens(
     for r,s in enumerate(slots): by.setdefault(s, []).append(r)
     return [rs[i:i+16]+[-1]*(16-len(rs[i:i+16])) for rs in by.values() for i in range(0, len(rs), 16)]
 
-# %% ../nbs/05d_gpu.ipynb #edb5ef57
+# %% ../nbs/05d_gpu.ipynb #dd378084
 @jit
 def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:constexpr):
     "One row's token and its log-probability."
@@ -282,7 +282,7 @@ def pick_row(logits, u, ids, said, scale, k, vocab, V, SAMPLED:constexpr, WIDE:c
     tl.store(ids+r, j.to(tl.int64))
     tl.store(said+r, tl.sum(tl.where(i==j, x, 0.), 0) - top - tl.log(total if SAMPLED else tl.sum(tl.where(i<V, e, 0.), 0)))
 
-# %% ../nbs/05d_gpu.ipynb #266d3da8
+# %% ../nbs/05d_gpu.ipynb #803bf199
 MOST_LOGITS = 65536   # that the registers of a program hold
 
 def pick_tokens(logits, u, temperature, top_k, vocab, sampled):
@@ -293,7 +293,7 @@ def pick_tokens(logits, u, temperature, top_k, vocab, sampled):
     pick_row[R,](logits.contiguous(), u.contiguous(), ids, said, 1/temperature, min(top_k, vocab), vocab, V, SAMPLED=sampled, WIDE=triton.next_power_of_2(V), num_warps=max(4, min(16, V//2048)))
     return ids, said
 
-# %% ../nbs/05d_gpu.ipynb #cca1d34e
+# %% ../nbs/05d_gpu.ipynb #b8fd55d1
 @contextmanager
 def weights_as(
     model:torch.nn.Module,
@@ -309,7 +309,7 @@ def weights_as(
     finally:
         for p,w in kept: p.data = w
 
-# %% ../nbs/05d_gpu.ipynb #8fc166eb
+# %% ../nbs/05d_gpu.ipynb #46e32fd3
 class Recorded:
     "A function without arguments or result: plain at its first call, from the second on replayed from a CUDA graph."
     pool = stream = last = None   # scratch memory, the same for all recordings, since one runs at a time; the last one keeps it
