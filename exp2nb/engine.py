@@ -441,11 +441,16 @@ class Rollout:
 def numbers(xs, kind, device): "A tensor of Python's numbers; `torch.tensor` takes longer."; return torch.from_numpy(np.fromiter(xs, kind)).to(device)
 
 @patch
+def free(self:Rollout)->int:
+    "Places for waiting rows; 0 as long as they are not worth a prefill."
+    n = min(self.rows-len(self.live), len(self.waiting))
+    return n if not self.live or self.rows-len(self.live) >= max(1, self.rows//16) else 0
+
+@patch
 def admit(self:Rollout):
     "Waiting rows take free places; each prompt is run when its first row comes in."
-    free = self.rows-len(self.live)
-    if not self.waiting or (self.live and free < max(1, self.rows//16)): return
-    new = [self.waiting.popleft() for _ in range(min(free, len(self.waiting)))]
+    new = [self.waiting.popleft() for _ in range(self.free())]
+    if not new: return
     names = [r.out.prompt for r in new]
     fresh = [p for p in dict.fromkeys(names) if p not in self.logits]
     if fresh:
@@ -551,7 +556,7 @@ class RecordedRollout(Rollout):
         self.flying = new
 
     def admit(self):
-        if self.waiting and self.rows-len(self.live) >= max(1, self.rows//16): self.land()
+        if self.free(): self.land()
         super().admit()
 
     def feed(self, rows, logits):
