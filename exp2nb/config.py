@@ -9,8 +9,8 @@ __all__ = ['PRESETS', 'TARGETS', 'MATCH_ON', 'RATES', 'LOWEST', 'UserError', 'ch
            'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #a3a09b46
-import dataclasses, functools, hashlib, importlib.metadata, json, os, platform, subprocess, sys
-from dataclasses import dataclass, field, replace
+import dataclasses, functools, hashlib, importlib.metadata, json, platform, subprocess, sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # %% ../nbs/00_config.ipynb #e6617d47

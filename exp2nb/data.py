@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'Known', 'check_gsm8k', 'check_arc', 'check_mmlu', 'check_humaneval', 'how_to_get', 'local_files',
-           'read_folder', 'read_hub', 'check_rows', 'load_rows', 'question_of', 'split_dev', 'corpus_text', 'hub_text',
-           'help_pieces', 'help_text', 'mix_text', 'word_list', 'check_conversation', 'load_conversations']
+           'read_folder', 'read_hub', 'check_rows', 'load_rows', 'corpus_text', 'hub_text', 'help_pieces', 'help_text',
+           'mix_text', 'word_list', 'check_conversation', 'load_conversations']
 
 # %% ../nbs/03_data.ipynb #b2e81f4d
 import json, re
@@ -16,7 +16,7 @@ from random import Random
 
 import pyarrow as pa, pyarrow.parquet as pq   # Parquet: the format that the Hub stores
 
-from .config import UserError, check_choice, seed_of, sha256_of
+from .config import UserError, check_choice, seed_of
 
 # %% ../nbs/03_data.ipynb #ee5f5242
 @dataclass(frozen=True)
@@ -113,20 +113,6 @@ def load_rows(
     if known: check_choice(f'{dataset}: split', (config,split), list(known.rows))
     ds = read_folder(dataset, config, split, data_dir) if data_dir else read_hub(dataset, config, split)
     return check_rows(ds, dataset, config, split)
-
-# %% ../nbs/03_data.ipynb #041c0204
-def question_of(x): return x['question'] if isinstance(x, dict) else x.question
-
-def split_dev(
-    problems,    # rows or problems with a `question`
-    n:int=256    # how many to hold out; 0: none
-)->tuple:        # (train without dev, dev), each in the order of `problems`
-    "Hold out the `n` problems whose questions have the smallest hashes. Raises `UserError` if `n` leaves nothing."
-    problems = list(problems)
-    if not 0 <= n < max(len(problems), 1): raise UserError(f'dev={n} makes no sense with {len(problems)} train problems: give a number from 0 to {len(problems)-1}.')
-    order = sorted(range(len(problems)), key=lambda i: (sha256_of(question_of(problems[i])), i))
-    held = set(order[:n])
-    return [p for i,p in enumerate(problems) if i not in held], [p for i,p in enumerate(problems) if i in held]
 
 # %% ../nbs/03_data.ipynb #249f058b
 def corpus_text(

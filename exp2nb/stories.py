@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .calculator import calculate
-from .config import UserError, check_choice, seed_of
+from .config import check_choice, seed_of
 
 # %% ../nbs/04_stories.ipynb #e333d817
 NAMES = tuple('Tom Ann Sam Mia Ben Eva Leo Zoe Max Ida Jim Amy Dan Kim Roy Sue'.split())

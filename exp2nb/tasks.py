@@ -7,23 +7,19 @@ __all__ = ['ANSWER', 'SPELLING_ASK', 'TASKS', 'Problem', 'solution_parts', 'choi
            'find_answer', 'score_number', 'score_choice', 'Task', 'number_problem', 'stories', 'gsm8k',
            'choice_problem', 'arc_problem', 'choices', 'mmlu', 'arc_easy', 'arc_challenge', 'code_problem', 'humaneval',
            'is_test_word', 'spelling_words', 'spell', 'spelling_problem', 'spelling_solution', 'spellingbee',
-           'simple_spelling', 'make_task', 'check_task', 'oracle', 'target_tasks', 'Mixture', 'Conversations',
-           'embedded_sources', 'full_sources', 'embedded', 'sft_mixture', 'pretrain_texts', 'conversation_texts',
-           'tokenizer_texts']
+           'simple_spelling', 'make_task', 'check_task', 'oracle']
 
 # %% ../nbs/05_tasks.ipynb #85684d0b
 import re
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
-from itertools import islice
 from random import Random
 
-import numpy as np   # a permutation of 858,000 rows in milliseconds
 
 from .config import UserError, check_choice, seed_of
-from .data import corpus_text, help_text, load_conversations, load_rows, mix_text, split_dev, word_list
-from .stories import make_choices, make_stories, world_text
+from .data import load_rows, word_list
+from .stories import make_choices, make_stories
 
 # %% ../nbs/05_tasks.ipynb #2adc69e9
 @dataclass(frozen=True)
@@ -233,109 +229,3 @@ def oracle(task:Task, problem:Problem)->str:
     if isinstance(problem.solution, str): return problem.solution + '<|assistant_end|>'
     wrap = dict(text='{}', python='<|python_start|>{}<|python_end|>', python_output='<|output_start|>{}<|output_end|>')
     return ''.join(wrap[p['type']].format(p['text']) for p in problem.solution) + '<|assistant_end|>'
-
-# %% ../nbs/05_tasks.ipynb #5350ec2d
-def target_tasks(
-    c           # `Config`
-)->tuple:       # train, dev and test `Task`s
-    "What the run's target task is trained, chosen and judged on."
-    full = make_task(c.task, 'train', c.data_dir)
-    numbered = [dict(question=q, row=i) for i,q in enumerate(_questions(full))]
-    train,dev = split_dev(numbered, c.dev)
-    train = full.subset([r['row'] for r in train])
-    if c.n_train: train = train.subset(range(min(c.n_train, len(train))))
-    return train, full.subset([r['row'] for r in dev]), make_task(c.task, 'test', c.data_dir, n=c.n_test)
-
-def _questions(task): return [r['question'] for r in task.rows]
-
-# %% ../nbs/05_tasks.ipynb #3a37dad0
-class Mixture:
-    "Conversations from several sources as one shuffled sequence."
-    def __init__(self,
-        sources:list,   # (name, sequence of conversations, copies)
-        seed:int=0      # of the order
-    ):
-        self.sources = sources
-        self.counts = {name: len(seq)*copies for name,seq,copies in sources}
-        self.ends = np.cumsum([len(seq)*copies for _,seq,copies in sources])
-        self.order = np.random.default_rng(seed_of('mixture', seed)).permutation(int(self.ends[-1]))
-
-    def __len__(self): return len(self.order)
-    def __getitem__(self, i):
-        j = int(self.order[i])
-        k = int(np.searchsorted(self.ends, j, side='right'))
-        seq = self.sources[k][1]
-        return seq[(j - (int(self.ends[k-1]) if k else 0)) % len(seq)]
-    def source(self, i)->str: return self.sources[int(np.searchsorted(self.ends, int(self.order[i]), side='right'))][0]
-
-# %% ../nbs/05_tasks.ipynb #dbc13b9c
-@dataclass(frozen=True)
-class Conversations:
-    "A task, or rows with `messages`, as a sequence of conversations."
-    source:object
-    def __len__(self): return len(self.source)
-    def __getitem__(self, i):
-        if i >= len(self): raise IndexError(i)
-        x = self.source[i]
-        return self.source.conversation(x) if isinstance(self.source, Task) else dict(messages=x['messages'])
-
-def embedded_sources(c, target:Task)->list:
-    "The three skills of the embedded experiment."
-    n = c.sft.target_copies*len(target)
-    return [(c.task, Conversations(target), c.sft.target_copies),
-            ('spellingbee', Conversations(spellingbee('train', c.data_dir, n=round(n*c.sft.spelling))), 1),
-            ('choices', Conversations(choices('train', n=round(n*c.sft.choices))), 1)]
-
-def full_sources(c, target:Task)->list:
-    "The note's mixture."
-    d = c.data_dir
-    out = [('smoltalk', Conversations(load_rows('HuggingFaceTB/smol-smoltalk', 'default', 'train', d)), 1),
-           ('mmlu', Conversations(mmlu('auxiliary_train', d)), 1), (c.task, Conversations(target), c.sft.target_copies),
-           ('simple_spelling', Conversations(simple_spelling(d)), 1), ('spellingbee', Conversations(spellingbee('train', d, n=80_000)), 1)]
-    return out + ([('identity', load_conversations(c.sft.identity), 1)] if c.sft.identity else [])
-
-# %% ../nbs/05_tasks.ipynb #5966bdf1
-def embedded(c)->bool: return c.preset in ('smoke', 'tiny')
-
-def sft_mixture(
-    c,             # `Config`
-    seed:int=0,    # of the order
-    target=None    # train `Task` of the target, dev left out; default: `target_tasks(c)[0]`
-)->Mixture:
-    "What SFT reads: target problems, and the skills beside them. Raises `UserError` for data that is missing or damaged."
-    target = target_tasks(c)[0] if target is None else target
-    return Mixture([s for s in (embedded_sources if embedded(c) else full_sources)(c, target) if len(s[1])], seed)
-
-# %% ../nbs/05_tasks.ipynb #7d7cdbb0
-def pretrain_texts(
-    c,                 # `Config`
-    seed:int=0,        # of the embedded text
-    start:int=0,       # documents to skip: where a stopped run goes on
-    share:float=.3     # share of the characters from Python's help (embedded)
-):                     # an iterator of strings
-    "Documents for pretraining."
-    if not embedded(c): return corpus_text(data_dir=c.data_dir, start=start)
-    return islice(mix_text(help_text(seed), world_text(seed), share), start, None)
-
-# %% ../nbs/05_tasks.ipynb #e16380fb
-def conversation_texts(conv):  # iterator of strings
-    "The pieces of text in a conversation, a choice's letter apart from its `=`."
-    for m in conv['messages']:
-        parts = [m['content']] if isinstance(m['content'], str) else [p['text'] for p in m['content']]
-        for text in parts: yield from re.split(r'(?<==)(?=[A-E1-5]$)', text, flags=re.M)
-
-def tokenizer_texts(
-    c,                     # `Config`
-    target=None,           # train `Task` of the target
-    conversations:int=8000,# how many of the mixture (embedded)
-    characters:int=0       # of the base's text; 0: 200,000 (embedded) or 1,000,000,000
-):                         # an iterator of strings
-    "What to train a tokenizer on: no dev or test problem in it."
-    if embedded(c):
-        mix = sft_mixture(c, target=target)
-        for i in range(min(conversations, len(mix))): yield from conversation_texts(mix[i])
-    left = characters or (200_000 if embedded(c) else 1_000_000_000)
-    for text in pretrain_texts(c):
-        yield text[:left]
-        left -= len(text)
-        if left <= 0: return

@@ -21,9 +21,9 @@ imports() {       # each in a process that has seen no other module of the packa
 import importlib, os, pathlib, sys, traceback
 import datasets, matplotlib.pyplot, pandas, scipy.stats, torch
 bad = []
-for f in sorted(pathlib.Path('exp2nb').glob('[a-z]*.py')):
+for f in sorted(pathlib.Path('exp2nb').rglob('[a-z]*.py')):
     if not (pid := os.fork()):
-        try: importlib.import_module(f'exp2nb.{f.stem}')
+        try: importlib.import_module('.'.join(f.with_suffix('').parts))
         except BaseException: traceback.print_exc(); os._exit(1)
         os._exit(0)
     if os.waitpid(pid, 0)[1]: bad.append(f.stem)

@@ -3,14 +3,15 @@ import importlib.util, json, os
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from exp2nb.base import describe, export_model, load_base, rebuild
+from exp2nb.bases.base import export_model, load_base, rebuild
+from exp2nb.store import describe
 from exp2nb.config import RLConfig, Rates, UserError
 from exp2nb.engine import generate
 from exp2nb.flops import flop_counter
 from exp2nb.grpo import GRPO
 from exp2nb.ledger import Ledger
-from exp2nb.llama import HubTokenizer, Llama, LlamaConfig
-from exp2nb.nanochat import NanoChat, NanoConfig
+from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
+from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.train import Amount, Conversations, Supervised
 

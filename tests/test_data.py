@@ -7,7 +7,8 @@ from dataclasses import replace
 from exp2nb.config import UserError, make_config
 from exp2nb.data import KNOWN, corpus_text, load_conversations, load_rows, word_list
 from exp2nb.stories import NAMES, make_stories, masked_overlap
-from exp2nb.tasks import TASKS, make_task, oracle, pretrain_texts, score_number, sft_mixture, spelling_words, target_tasks, Problem
+from exp2nb.tasks import TASKS, make_task, oracle, score_number, spelling_words, Problem
+from exp2nb.mixture import pretrain_texts, sft_mixture, target_tasks
 
 DATA = os.environ.get('EXP2_DATA_DIR', '')
 real = pytest.mark.skipif(not DATA, reason='EXP2_DATA_DIR does not name a folder of the real data')

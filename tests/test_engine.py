@@ -2,15 +2,15 @@
 import gc, os, random, subprocess, sys, weakref
 from contextlib import nullcontext
 import pytest, torch
-from exp2nb import fused, gpu
-from exp2nb.bench import plain_rollout
+from exp2nb.fast import fused, gpu
+from exp2nb.fast.bench import plain_rollout
 from exp2nb.config import ModelConfig
 from exp2nb.engine import Decode, Sample, generate, moved, refill
 from exp2nb.grpo import policy_loss
-from exp2nb.kernels import without_loops
-from exp2nb.llama import Llama, LlamaConfig
+from exp2nb.protocol import plain
+from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.model import Transformer
-from exp2nb.nanochat import NanoChat, NanoConfig
+from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.protocol import Segments
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.train import supervised_loss
@@ -60,7 +60,7 @@ def both(request, monkeypatch):
     "What is compiled for the device; the operators that run everywhere; and, without a GPU, its way through a rollout, by stand-ins."
     if request.param=='recorded':
         for n,f in dict(decode_attention=attention, Recorded=Plain, gpu_runs=lambda device: True).items(): monkeypatch.setattr(gpu, n, f)
-    with nullcontext() if request.param=='compiled' else without_loops(): yield
+    with nullcontext() if request.param=='compiled' else plain(): yield
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('seed', range(8))
@@ -127,7 +127,7 @@ def test_what_is_compiled_has_the_operators_gradient(dtype, shape):
         more.backward()
         return [loss.detach(), more.detach(), said, *(p.grad.clone() for p in model.parameters())]
     got, again = run(), run()
-    with without_loops(): want = run()
+    with plain(): want = run()
     for a,b,c in zip(got, want, again, strict=True): assert torch.equal(a, c) and (a-b).norm() <= (.05 if dtype==torch.bfloat16 else 1e-4)*b.norm()
 
 def test_a_rollout_leaves_nothing_behind(both, monkeypatch):
@@ -171,7 +171,7 @@ def test_memory_stays_bounded_while_late_rows_come():
     room = Decode.room
     Decode.room = lambda self,*a: kept.append(a) or room(self, *a)
     try:
-        with without_loops(): generate(model, None, [[1,2]]*40, max_new=33, rows=4)
+        with plain(): generate(model, None, [[1,2]]*40, max_new=33, rows=4)
     finally: Decode.room = room
     block = 16 if DEVICE=='cpu' else 256
     assert len(kept)-1 <= 33//block+3
@@ -210,5 +210,5 @@ def test_holes_are_filled_from_the_end():
 
 def test_the_first_loop_leaves_pytorchs_threads_alone():
     "numba starts its threads with the first loop, on the same OpenMP: seen in a new process only."
-    code = "import torch; torch.set_num_threads(1); from exp2nb.kernels import pick_tokens; pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())"
+    code = "import torch; torch.set_num_threads(1); from exp2nb.fast.loops import pick_tokens; pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]=='1'

@@ -2,17 +2,17 @@
 import json, os, subprocess, sys, time
 from types import SimpleNamespace as NS
 import pytest, torch
-from exp2nb import sandbox
-from exp2nb.base import export_model, load_base
+from exp2nb.sandbox import sandbox
+from exp2nb.bases.base import export_model, load_base
 from exp2nb.config import ModelConfig
-from exp2nb.eval_cli import exp2_eval
+from exp2nb.tools.eval import exp2_eval
 from exp2nb.evaluate import Oracle, choice_items, evaluate, score_all, score_rows, item
 from exp2nb.model import Transformer
-from exp2nb.plan import console
+from exp2nb.tools.cli import console
 from exp2nb.store import read_jsonl, save_checkpoint
 from exp2nb.tasks import TASKS, make_task, oracle
 from exp2nb.tokenizer import train_tokenizer
-from exp2nb.weights import save_model
+from exp2nb.store import save_model
 
 DATA = os.environ.get('EXP2_DATA_DIR', '')
 EMBEDDED, REAL = ('stories', 'spellingbee', 'choices'), ('gsm8k', 'mmlu', 'arc_easy', 'arc_challenge', 'humaneval')
@@ -136,7 +136,7 @@ def folders(tok, tmp_path_factory):
 def hub_folder(tmp_path_factory):
     "A small Llama in Hugging Face's form."
     tokenizers = pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
-    from exp2nb.llama import HubTokenizer, Llama, LlamaConfig
+    from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
     t = tokenizers.Tokenizer(tokenizers.models.BPE())
     t.pre_tokenizer, t.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
     t.train_from_iterator(['user assistant cat=A'], tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
@@ -201,6 +201,6 @@ def test_checkpoints_that_are_none(folders, capsys, tmp_path):
         assert (code, out)==(2, '') and word in err and len(err.strip().splitlines())==1
 
 def test_help_in_a_fresh_process():
-    r = subprocess.run([sys.executable, '-c', 'from exp2nb.eval_cli import main; main()', '--help'], capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, '-c', 'from exp2nb.tools.eval import main; main()', '--help'], capture_output=True, text=True, timeout=120)
     assert r.returncode==0
     for o in ('--checkpoint', '--task', '--n-samples', '--temperature', '--max-items', '--data-dir', '--json', '--allow-unsafe'): assert o in r.stdout

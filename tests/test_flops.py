@@ -9,10 +9,10 @@ from exp2nb.config import ModelConfig, Rates
 from exp2nb.engine import generate
 from exp2nb.flops import Work, executed_flops, flop_counter, optimizer_cost, rollout_cost, supervised_cost, update_cost
 from exp2nb.grpo import Group, policy_loss, set_weights
-from exp2nb.kernels import without_loops
-from exp2nb.llama import Llama, LlamaConfig
+from exp2nb.protocol import plain
+from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.model import Transformer
-from exp2nb.nanochat import NanoChat, NanoConfig
+from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.optim import Optimizer
 from exp2nb.protocol import Shape
 from exp2nb.train import supervised_loss
@@ -36,7 +36,7 @@ def model(request):
     torch.manual_seed(0)
     m = MODELS[request.param[0]]()
     for p in m.parameters(): torch.nn.init.normal_(p, 0., .1)
-    with without_loops() if request.param[1]=='operators' else nullcontext(): yield m
+    with plain() if request.param[1]=='operators' else nullcontext(): yield m
 
 def count(f):
     with flop_counter() as c: out = f()
@@ -113,7 +113,7 @@ def test_supervised_step(model):
 @pytest.fixture
 def operators():
     "PyTorch's own, which its counter knows."
-    with without_loops(): yield
+    with plain(): yield
 
 def test_a_count_without_attention_fails(model, operators):
     counted,work = count(lambda: supervised(model))

@@ -9,7 +9,7 @@ from exp2nb.config import MATCH_ON, PRESETS, ModelConfig, Rates, UserError
 from exp2nb.flops import Work, optimizer_cost, rollout_cost, supervised_cost, update_cost
 from exp2nb.ledger import COLUMNS, RERUN, Budget, Ledger, budget_record, ledger_summary, load_budget, read_ledger, read_rows, totals, would_buy
 from exp2nb.model import Transformer, shape_of
-from exp2nb.plan import rl_step
+from exp2nb.tools.plan import rl_step
 from exp2nb.protocol import Segments, Shape
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.train import Conversations, Run, Supervised

@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 import pytest, torch
-from exp2nb import llama
+from exp2nb.bases import llama
 from exp2nb.config import UserError
 from exp2nb.engine import generate
 from exp2nb.protocol import Segments

@@ -3,8 +3,8 @@ import json, os, pickle, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
-from exp2nb import nanochat
-from exp2nb.base import export_model
+from exp2nb.bases import nanochat
+from exp2nb.bases.base import export_model
 from exp2nb.config import ModelConfig, UserError
 from exp2nb.engine import generate
 from exp2nb.model import Transformer
@@ -166,7 +166,7 @@ def test_hostile_model_file(tmp_path):
 @live
 def test_live_nanochat_is_timed_doing_the_same():
     "What the benchmark times: greedy, both engines say the same; the gradient steps have the same loss and gradient."
-    from exp2nb import bench
+    from exp2nb.fast import bench
     w = bench.Workload(depth=2, width=32, head_dim=16, vocab=64, problems=2, samples=4, prompt=8, new=6)
     engine, ours = bench.from_checkout(w, LIVE)
     said = bench.nanochat_rollout(engine, w, rows=3, temperature=0.)
@@ -182,5 +182,5 @@ def test_live_nanochat_is_timed_doing_the_same():
     assert all(s > 0 for s in bench.nanochat_seconds(w, LIVE).values())
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
-    from exp2nb import bench
+    from exp2nb.fast import bench
     with pytest.raises(UserError, match='is no checkout of nanochat'): bench.from_checkout(bench.Workload(), tmp_path)

@@ -2,12 +2,14 @@
 import dataclasses, json, shutil
 from pathlib import Path
 import pytest, torch
-from exp2nb.arms import Lab, arm_folder, run_arm
-from exp2nb.base import export_model, load_base
+from exp2nb.lab import Lab, arm_folder
+from exp2nb.arms import run_arm
+from exp2nb.bases.base import export_model, load_base
 from exp2nb.config import UserError, make_config, override
 from exp2nb.ledger import COLUMNS
-from exp2nb.nanochat import NanoChat, NanoConfig
-from exp2nb.tasks import conversation_texts, make_task
+from exp2nb.bases.nanochat import NanoChat, NanoConfig
+from exp2nb.mixture import conversation_texts
+from exp2nb.tasks import make_task
 from exp2nb.tokenizer import train_tokenizer
 
 SHORT = {'n_test':8, 'dev':8, 'n_train':48, 'rl.steps':2, 'rl.problems':2, 'rl.samples':2, 'rl.max_new':12, 'rl.preflight':2, 'eval.max_new':12, 'eval.curve':1, 'eval.n_samples':0, 'eval.kl_prompts':4}
@@ -28,7 +30,7 @@ def nanochat(folder):
 def llama(folder):
     pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from exp2nb.llama import HubTokenizer, Llama, LlamaConfig
+    from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
     t = Tokenizer(models.BPE()); t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     t.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=400, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     tok = HubTokenizer(t.to_str())
@@ -68,7 +70,7 @@ def test_it_may_move_but_not_change(runs, tmp_path):
     with pytest.raises(UserError, match='was made from other settings'): run_arm(config(d, 'rl', base=str(at)), progress=False)
 
 def test_a_finished_arm_leaves_in_the_form_it_came(runs, tmp_path):
-    from exp2nb.base import export_arm
+    from exp2nb.bases.base import export_arm
     d, base, arms = runs
     folder = arm_folder(config(d, 'rl', base=str(base)))
     back, tok, _ = load_base(export_arm(folder, tmp_path/'out'))

@@ -10,7 +10,8 @@ import torch
 import exp2nb.train
 from children import run_in_child
 from exp2nb import parallel
-from exp2nb.arms import ARMS, Lab, arm_folder, rl_arm, run_arm
+from exp2nb.arms import ARMS, rl_arm, run_arm
+from exp2nb.lab import Lab, arm_folder
 from exp2nb.config import EvalConfig, Rates, RLConfig, UserError, make_config, override, seed_of
 from exp2nb.engine import Sample
 from exp2nb.evaluate import evaluate
@@ -248,7 +249,7 @@ def test_evaluation_is_the_same(run1, tmp_path):
     same_bill(one[2], two[0][2])
 
 def locked(c):
-    from exp2nb.arms import alone
+    from exp2nb.lab import alone
     with alone(c): pass
 
 def test_a_refusal_in_the_main_process_reaches_all(run1, tmp_path):
@@ -279,7 +280,7 @@ def test_a_refusal_arrives_as_what_it_is():
     with pytest.raises(UserError, match='^this is taken: choose another.$'): parallel.processes(2, refuses)
 
 def torchrun(run, arm, *more):
-    c = "from exp2nb.experiment import arm_main; arm_main()"
+    c = "from exp2nb.tools.queue import arm_main; arm_main()"
     args = ['--arm', arm, '--preset', 'smoke', '--run-dir', str(run), '--changes', CHANGES+' n_train=48 n_test=7 dev=5', *more]
     return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable, '-c', c, *args],
                           capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1], env=dict(os.environ, OMP_NUM_THREADS='1'))

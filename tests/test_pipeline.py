@@ -2,11 +2,12 @@
 import json, os, shutil, signal, sys
 from pathlib import Path
 import pytest, torch
-from exp2nb.arms import arm_folder, run_arm
-from exp2nb.bench import Workload, make_groups, our_gradient
+from exp2nb.lab import arm_folder
+from exp2nb.arms import run_arm
+from exp2nb.fast.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override
 from exp2nb.engine import Sample
-from exp2nb.experiment import tune
+from exp2nb.tools.tune import tune
 from exp2nb.store import Interrupted, artifact_hash, read_json, read_jsonl
 from exp2nb.train import Supervised
 

@@ -5,9 +5,9 @@ from exp2nb.config import PRESETS, make_config, override
 from exp2nb.flops import decode_flops, muon_flops, prefill_flops, train_flops
 from exp2nb.ledger import Budget
 from exp2nb.model import shape_of
-from exp2nb.plan import plan, plan_text, sft_step
+from exp2nb.tools.plan import plan, plan_text, sft_step
 
-def cli(*args): return subprocess.run([sys.executable, '-c', 'from exp2nb.plan import main; main()', *args], capture_output=True, text=True, timeout=120)
+def cli(*args): return subprocess.run([sys.executable, '-c', 'from exp2nb.tools.plan import main; main()', *args], capture_output=True, text=True, timeout=120)
 
 def test_command_line():
     r = cli('--preset', 'd12', '--prompt-tokens', '90', '--completion-tokens=120', '--samples', '8', '--devices', '4', '--mfu', '0.5', '--json')

@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from exp2nb import engine
-from exp2nb.bench import plain_rows
+from exp2nb.fast.bench import plain_rows
 from exp2nb.config import ModelConfig
 from exp2nb.engine import Sample, generate
 from exp2nb.grpo import policy_loss

@@ -3,9 +3,9 @@ No case may pass, raise into the caller, outlive its time, or leave a process, a
 import json, os, re, signal, statistics, subprocess, sys, textwrap, threading, time
 from pathlib import Path
 import pytest
-from exp2nb import sandbox
+from exp2nb.sandbox import sandbox
 from exp2nb.config import UserError
-from exp2nb.sandbox import SandboxUnavailable, find_isolation, make_program, run_candidate, run_many, try_isolation
+from exp2nb.sandbox.sandbox import SandboxUnavailable, find_isolation, make_program, run_candidate, run_many, try_isolation
 
 WORKING = [n for n in ('bubblewrap', 'landlock') if not isinstance(try_isolation(n), str)]
 pytestmark = pytest.mark.skipif(not WORKING, reason='no isolation works on this machine: ' + '; '.join(f'{n}: {try_isolation(n)}' for n in sandbox._WAYS))
@@ -317,7 +317,7 @@ def test_no_zombies(isolation):
         time.sleep(.05)
 
 def test_when_the_caller_is_killed_the_candidate_dies(isolation):
-    code = f'from exp2nb.sandbox import run_candidate\nprint("go", flush=True)\nrun_candidate({DOUBLE!r}, "    while True: pass", 60, isolation={isolation!r})'
+    code = f'from exp2nb.sandbox.sandbox import run_candidate\nprint("go", flush=True)\nrun_candidate({DOUBLE!r}, "    while True: pass", 60, isolation={isolation!r})'
     caller = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)
     caller.stdout.readline()
     end = time.monotonic()+15

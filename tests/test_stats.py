@@ -1,8 +1,7 @@
 "What the statistics promise, on experiments whose truth is known. `--slow` makes the kept table of error rates anew."
 import numpy as np, pandas as pd, pytest
 from exp2nb.config import UserError
-from exp2nb.stats import (COVERAGE, Variances, accuracy, assumed, crossed, crossover, decide, difference, error_rates, error_table, holds_level, holm, majority_at_k, mcnemar_p,
-                          measured, pass_at_k, power_of, rule, seeds_needed, simulate, smallest_effect, smallest_margin, tost)
+from exp2nb.stats import COVERAGE, Variances, accuracy, assumed, crossed, crossover, decide, difference, error_rates, error_table, holds_level, holm, majority_at_k, mcnemar_p, measured, pass_at_k, power_of, rule, seeds_needed, simulate, smallest_effect, smallest_margin, tost
 
 
 def experiment(gap=0., seeds=3, items=1319, sd=.01, gain=.06, seed=0):

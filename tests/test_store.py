@@ -7,8 +7,7 @@ import torch
 
 from children import run_in_child
 from exp2nb.config import UserError
-from exp2nb.store import (Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json, read_jsonl,
-                          save_artifact, save_checkpoint, weights_hash, write_json)
+from exp2nb.store import Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json, read_jsonl, save_artifact, save_checkpoint, weights_hash, write_json
 
 def flip(f): b = bytearray(f.read_bytes()); b[len(b)//2] ^= 1; f.write_bytes(b)
 WAYS = dict(truncated=lambda f: f.write_bytes(f.read_bytes()[:-7]), flipped=flip, missing=Path.unlink, empty=lambda f: f.write_bytes(b''))
