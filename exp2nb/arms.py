@@ -156,7 +156,7 @@ def run_arm(
 
 # %% ../nbs/19_arms.ipynb #3620b940
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')   # where a base lies may change: its hash may not
-SHAPERS = (*MAKERS, 'grpo', 'engine', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox', 'jail', 'flops', 'ledger', 'arms', 'nanochat', 'llama', 'base')
+SHAPERS = (*MAKERS, 'grpo', 'engine', 'calculator', 'tasks', 'stories', 'tokenizer', 'data', 'evaluate', 'sandbox.sandbox', 'sandbox.jail', 'flops', 'ledger', 'lab', 'arms', 'mixture', 'fast.decode', 'bases.nanochat', 'bases.llama', 'bases.base')
 
 @patch
 def record(self:Lab, tok, sha)->dict:

@@ -49,7 +49,7 @@ def code_of(
 )->str:        # hash of their source
     "The code revision of a stage: the hash of the modules that it is made of."
     here = Path(__file__).parent
-    return sha256_of([re.sub(r'(?m)^#.*\n', '', (here/f'{m}.py').read_text()) for m in modules])
+    return sha256_of([re.sub(r'(?m)^#.*\n', '', (here/f'{m.replace(".", "/")}.py').read_text(encoding='utf-8')) for m in modules])
 
 def reuse(
     folder,       # of the shared piece
@@ -152,7 +152,7 @@ def shared(self:Lab,
 def make_tokenizer(self:Lab):
     "The tokenizer of the run folder."
     folder, c = run_folder(self.c), self.c
-    made_of = dict(task=c.task, vocab=c.model.vocab, dev=c.dev, n_train=c.n_train, data=self.data_hash, code=code_of('tokenizer', 'stories', 'tasks', 'data'))
+    made_of = dict(task=c.task, vocab=c.model.vocab, dev=c.dev, n_train=c.n_train, data=self.data_hash, code=code_of('tokenizer', 'stories', 'tasks', 'mixture', 'data'))
     path = folder/'tokenizer.json'
     def make():
         if reuse(folder/'tokenizer', made_of) and path.exists(): return
@@ -186,7 +186,7 @@ def make_base(self:Lab):
     return model.to(self.device), tok, record['sha256']
 
 # %% ../nbs/18_lab.ipynb #bc88a3dc
-MAKERS = ('kernels', 'fused', 'attention', 'protocol', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
+MAKERS = ('fast.loops', 'fast.fused', 'fast.attention', 'fast.gpu', 'protocol', 'model', 'optim', 'train')   # modules whose code determines what a supervised stage makes
 
 @patch
 def save(self:Lab, folder, model, tok):
@@ -209,7 +209,7 @@ def make_sft(self:Lab):
         return model.to(self.device), tok, weights_hash(model.state_dict())
     base, tok, base_sha = self.base
     passes, seed = c.sft_passes or c.sft.passes, c.seed if c.vary in ('sft', 'base') else 0
-    made_of = dict(base=base_sha, sft=asdict(c.sft), passes=passes, seed=seed, data=self.data_hash, dtype=str(self.dtype), task=c.task, code=code_of(*MAKERS, 'tasks', 'stories', 'tokenizer'))
+    made_of = dict(base=base_sha, sft=asdict(c.sft), passes=passes, seed=seed, data=self.data_hash, dtype=str(self.dtype), task=c.task, code=code_of(*MAKERS, 'tasks', 'mixture', 'stories', 'tokenizer'))
     def make(folder):
         stage = self.supervised('sft', base, tok, self.mixture, Amount(passes*len(self.mixture), 'conversations'), folder, c.sft, c.sft.decay, seed)
         rows = self.run(stage, folder)
