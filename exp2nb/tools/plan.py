@@ -121,13 +121,13 @@ def memory(
     if not gpu: out['frozen'] = shape.n*4   # the weights as a rollout lays them out, see `fast_linears`
     return out | dict(total=sum(out.values())-min(out['kv_cache']+out.get('frozen', 0), out['activations']+out['logits']))
 
-# %% ../../nbs/tools/01_plan.ipynb #11caf39f
+# %% ../../nbs/tools/01_plan.ipynb #105b8043
 def plan(
     c,                         # configuration: `make_config(preset)`
     prompt_tokens:int=0,       # mean tokens of a prompt; 0: as known for the task
     completion_tokens:int=0,   # mean tokens of a completion; 0: as known for the task
     samples:int=0,             # samples a problem; 0: the preset's
-    device:str='',             # a key of `DEVICES`, or cpu; '': h100 for d12 and d26, else cpu
+    device:str='',             # a key of `DEVICES`, or cpu; '': cpu for the embedded corpus, else h100
     devices:int=1,             # how many
     mfu:float=.35,             # utilisation of the matmuls
     peak:float=0,              # FLOP/s of a device; 0: as known
@@ -136,7 +136,7 @@ def plan(
     "What every stage and arm will cost, by preset and device. Raises `UserError` for values that make no sense."
     given = c.base or c.sft_checkpoint
     shape = shape or (load_base(given)[0].shape if given else shape_of(c.model))
-    device = device or ('h100' if c.preset in ('d12', 'd26') else 'cpu')
+    device = device or ('cpu' if c.embedded else 'h100')
     P, n, S = prompt_tokens or TEXT[c.task][0], completion_tokens or TEXT[c.task][1], samples or c.rl.samples
     for name,v,low in (('prompt-tokens', P, 1), ('completion-tokens', n, 1), ('samples', S, 2), ('devices', devices, 1)):
         if v < low: raise UserError(f'--{name} {v} makes no sense: give a whole number of at least {low}.')
@@ -151,11 +151,11 @@ def plan(
     return dict(preset=c.preset, task=c.task, device=device, devices=devices, mfu=mfu, peak=facts[0], prompt_tokens=P, completion_tokens=n, samples=S, problems=problems,
                 parameters=shape.n, **before, rl=rl, sft_plus=more, memory=memory(shape, c, device, devices, P, n, S) | dict(available=facts[1]))
 
-# %% ../../nbs/tools/01_plan.ipynb #105b0363
+# %% ../../nbs/tools/01_plan.ipynb #4a1dd4a3
 def earlier_stages(shape, c, problems, conversation, hours):
     "Pretraining and SFT: tokens, steps, FLOPs and hours; nothing for what was done before it came here."
     done = ('pretrain', 'sft') if c.sft_checkpoint else ('pretrain',) if c.base else ()
-    mix = FULL_MIXTURE if c.preset in ('d12', 'd26') else c.sft.target_copies*problems*(1+c.sft.spelling+c.sft.choices)*conversation
+    mix = c.sft.target_copies*problems*(1+c.sft.spelling+c.sft.choices)*conversation if c.embedded else FULL_MIXTURE
     out = {}
     for name,tokens,length,batch in (('pretrain', c.pretrain.tokens_per_param*shape.n, shape.context, c.pretrain.batch_tokens),
                                      ('sft', (c.sft_passes or c.sft.passes)*mix, conversation, c.sft.batch_tokens)):
