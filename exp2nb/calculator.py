@@ -16,7 +16,7 @@ _WORD   = r"""'[^'\\\n]*'|"[^"\\\n]*\""""
 _TOKEN  = re.compile(rf'\s*(?:(?P<number>{_NUMBER})|(?P<sign>[-+*/()])|(?P<word>{_WORD})\.count\(\s*(?P<part>{_WORD})\s*\)|(?P<other>\S))')
 
 # %% ../nbs/02_calculator.ipynb #13f1d93e
-MAX_LENGTH = 256  # characters of an expression; also bounds every number on the way, since there are no powers
+MAX_LENGTH = 256  # characters of an expression. It bounds every number on the way too, since there are no powers
 MAX_DEPTH  = 32   # parentheses inside parentheses
 MAX_DIGITS = 50   # digits before the point of a result, or zeros behind it
 DIGITS     = 10   # significant digits of a result that is not whole

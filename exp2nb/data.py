@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'Known', 'check_gsm8k', 'check_arc', 'check_mmlu', 'check_humaneval', 'how_to_get', 'local_files',
-           'read_folder', 'read_hub', 'check_rows', 'load_rows', 'corpus_text', 'hub_text', 'help_pieces', 'help_text',
-           'mix_text', 'word_list', 'check_conversation', 'load_conversations']
+           'plain_type', 'join_pieces', 'read_folder', 'read_hub', 'check_rows', 'load_rows', 'corpus_text', 'hub_text',
+           'help_pieces', 'help_text', 'mix_text', 'word_list', 'read_json_lines', 'check_conversation',
+           'load_conversations']
 
 # %% ../nbs/03_data.ipynb #b2e81f4d
 import json, re
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -28,25 +30,28 @@ class Known:
 
 # %% ../nbs/03_data.ipynb #349979c0
 def check_gsm8k(r):
-    if not re.search(r'\n#### -?\d[\d,]*$', r['answer']) or r['answer'].count('####')!=1: return 'its answer does not end in one "#### number"'
+    whole = re.search(r'\n#### -?\d[\d,]*$', r['answer'])
+    if not whole or r['answer'].count('####')!=1: return 'its answer does not end in one "#### number"'
 
 def check_arc(r):
-    labels,texts = r['choices']['label'], r['choices']['text']
+    labels,texts = list(r['choices']['label']), r['choices']['text']
     if not 3 <= len(labels)==len(texts) <= 5: return f'it has {len(texts)} choices and {len(labels)} labels'
-    if list(labels)!=list('ABCDE'[:len(labels)]) and list(labels)!=list('12345'[:len(labels)]): return f'its labels are {list(labels)}'
-    if r['answerKey'] not in labels: return f"its answer key {r['answerKey']!r} is not among its labels {list(labels)}"
+    if labels not in (list('ABCDE'[:len(labels)]), list('12345'[:len(labels)])): return f'its labels are {labels}'
+    if r['answerKey'] not in labels: return f"its answer key {r['answerKey']!r} is not among its labels {labels}"
 
 def check_mmlu(r):
     if len(r['choices'])!=4: return f"it has {len(r['choices'])} choices and not 4"
     if r['answer'] not in range(4): return f"its answer {r['answer']!r} is not 0, 1, 2 or 3"
 
 def check_humaneval(r):
-    if f"def {r['entry_point']}(" not in r['prompt'] or 'def check(' not in r['test']: return 'its prompt or its test does not define what it should'
+    defined = f"def {r['entry_point']}(" in r['prompt'] and 'def check(' in r['test']
+    if not defined: return 'its prompt or its test does not define what it should'
 
 # %% ../nbs/03_data.ipynb #3d4d8679
 KNOWN = {
     'openai/gsm8k': Known(('question', 'answer'), {('main','train'):7473, ('main','test'):1319}, check_gsm8k),
-    'openai/openai_humaneval': Known(('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point'), {('openai_humaneval','test'):164}, check_humaneval),
+    'openai/openai_humaneval': Known(
+        ('task_id', 'prompt', 'canonical_solution', 'test', 'entry_point'), {('openai_humaneval','test'):164}, check_humaneval),
     'allenai/ai2_arc': Known(('id', 'question', 'choices', 'answerKey'), {
         ('ARC-Easy','train'):2251, ('ARC-Easy','validation'):570, ('ARC-Easy','test'):2376,
         ('ARC-Challenge','train'):1119, ('ARC-Challenge','validation'):299, ('ARC-Challenge','test'):1172}, check_arc),
@@ -64,35 +69,71 @@ def how_to_get(dataset, config, split)->str:
 def local_files(dataset, config, split, data_dir)->list:
     "The Parquet files of one split in a folder of the Hub's layout. Raises `UserError` if there are none."
     folder = Path(data_dir).expanduser()/dataset/config
-    files = [folder/f'{split}.parquet'] if (folder/f'{split}.parquet').is_file() else sorted(folder.glob(f'{split}-*.parquet'))
-    if not files: raise UserError(f'{dataset} ({config}, {split}) is missing: there is no {folder}/{split}.parquet; {how_to_get(dataset, config, split)}.')
+    whole = folder/f'{split}.parquet'
+    files = [whole] if whole.is_file() else sorted(folder.glob(f'{split}-*.parquet'))
+    if not files:
+        what = f'{dataset} ({config}, {split}) is missing: there is no {whole}'
+        raise UserError(f'{what}; {how_to_get(dataset, config, split)}.')
     return files
+
+# %% ../nbs/03_data.ipynb #af725470
+def plain_type(t:pa.DataType)->pa.DataType:
+    "The Arrow type with one way to store text, bytes and lists."
+    kinds = pa.types
+    if kinds.is_dictionary(t): return plain_type(t.value_type)
+    if kinds.is_string(t) or kinds.is_large_string(t) or kinds.is_string_view(t): return pa.large_string()
+    if kinds.is_binary(t) or kinds.is_large_binary(t) or kinds.is_binary_view(t): return pa.large_binary()
+    if kinds.is_list(t) or kinds.is_large_list(t) or kinds.is_fixed_size_list(t): return pa.large_list(plain_type(t.value_type))
+    if kinds.is_struct(t): return pa.struct([(f.name, plain_type(f.type)) for f in t])
+    return t
+
+def join_pieces(tables:list)->pa.Table:
+    "The rows of all tables, columns by name, pandas' index left out."
+    tables = [t.drop_columns([c for c in t.column_names if c.startswith('__index_level_')]) for t in tables]
+    if all(t.schema.equals(tables[0].schema) for t in tables): return pa.concat_tables(tables)
+    plain = [t.cast(pa.schema([(f.name, plain_type(f.type)) for f in t.schema])) for t in tables]
+    return pa.concat_tables(plain, promote_options='permissive')
 
 # %% ../nbs/03_data.ipynb #82d58eb8
 def read_folder(dataset, config, split, data_dir):
-    "A split as a `datasets.Dataset`, from a folder."
+    "A split as a `datasets.Dataset`, from a folder. Raises `UserError` naming the file that cannot be read."
     import datasets
+    name,tables = f'{dataset} ({config}, {split})', []
     files = local_files(dataset, config, split, data_dir)
-    try: return datasets.Dataset(pa.concat_tables([pq.read_table(f) for f in files]))
-    except (pa.ArrowException, OSError, ValueError) as e:
-        raise UserError(f'{dataset} ({config}, {split}) is damaged: {files[0]} cannot be read ({type(e).__name__}); '
-                        f'delete it and {how_to_get(dataset, config, split)}.') from None
+    wanted = KNOWN[dataset].columns if dataset in KNOWN else ()
+    for f in files:
+        try: tables.append(pq.ParquetFile(f).read())
+        except (pa.ArrowException, OSError, ValueError) as e:
+            raise UserError(f'{name} is damaged: {f} cannot be read ({type(e).__name__}); '
+                            f'delete it and {how_to_get(dataset, config, split)}.') from None
+        _check_columns(tables[-1].column_names, wanted, f'{name}, {f.name}', how_to_get(dataset, config, split))
+    try: return datasets.Dataset(join_pieces(tables))
+    except (pa.ArrowException, ValueError) as e:
+        raise UserError(f'{name} is in {len(files)} files whose columns have different types ({str(e)[:200]}); '
+                        f'delete them and {how_to_get(dataset, config, split)}.') from None
+
+def _check_columns(have, wanted, where, cure):
+    missing = [c for c in wanted if c not in have]
+    if missing:
+        raise UserError(f"{where} has no column {', '.join(missing)} (it has {', '.join(have)}): "
+                        f"it is not the published set: delete it and {cure}.")
 
 def read_hub(dataset, config, split):
     "A split as a `datasets.Dataset`, from the Hub or its cache."
     import datasets
     try: return datasets.load_dataset(dataset, config, split=split)
     except Exception as e:  # the library raises whatever its network layers raise
-        raise UserError(f'{dataset} ({config}, {split}) could not be loaded from the Hub ({type(e).__name__}): check the network, or {how_to_get(dataset, config, split)}.') from None
+        raise UserError(f'{dataset} ({config}, {split}) could not be loaded from the Hub ({type(e).__name__}): '
+                        f'check the network, or {how_to_get(dataset, config, split)}.') from None
 
 # %% ../nbs/03_data.ipynb #a714817a
 def check_rows(ds, dataset, config, split):
     "Columns, count and every row against what is known. Raises `UserError` naming the set."
     known,where = KNOWN.get(dataset), f'{dataset} ({config}, {split})'
     if not known: return ds
-    end = f'it is not the published set: delete it and {how_to_get(dataset, config, split)}'
-    missing = [c for c in known.columns if c not in ds.column_names]
-    if missing: raise UserError(f"{where} has no column {', '.join(missing)} (it has {', '.join(ds.column_names)}): {end}.")
+    cure = how_to_get(dataset, config, split)
+    _check_columns(ds.column_names, known.columns, where, cure)
+    end = f'it is not the published set: delete it and {cure}'
     expected = known.rows.get((config,split), 0)
     if expected and len(ds)!=expected: raise UserError(f'{where} has {len(ds):,} rows and not {expected:,}: {end}.')
     for i,r in enumerate(ds if known.check else ()):
@@ -123,21 +164,29 @@ def corpus_text(
     start:int=0                                      # documents to skip
 ):                                                   # an iterator of strings
     "The documents of a corpus, in order. Raises `UserError` if it is missing or has no column `text`."
-    if not data_dir: yield from hub_text(dataset, config, split, start); return
+    if not data_dir:
+        yield from hub_text(dataset, config, split, start)
+        return
     for f in local_files(dataset, config, split, data_dir):
         try:
             for batch in pq.ParquetFile(f).iter_batches(columns=['text'], batch_size=64):
-                for t in batch['text'].to_pylist()[start:]: yield t
-                start = max(0, start-len(batch))
+                texts = [t for t in batch['text'].to_pylist() if t is not None]
+                yield from texts[start:]
+                start = max(0, start-len(texts))
         except (pa.ArrowException, OSError, KeyError) as e:
-            raise UserError(f'{dataset} ({config}, {split}) is damaged: {f} has no readable column text ({type(e).__name__}); delete it and {how_to_get(dataset, config, split)}.') from None
+            raise UserError(f'{dataset} ({config}, {split}) is damaged: {f} has no readable column text ({type(e).__name__}); '
+                            f'delete it and {how_to_get(dataset, config, split)}.') from None
 
 def hub_text(dataset, config, split, start):
     "The documents of a corpus on the Hub, streamed."
     import datasets
     try: rows = datasets.load_dataset(dataset, config, split=split, streaming=True).skip(start)
-    except Exception as e: raise UserError(f'{dataset} could not be streamed from the Hub ({type(e).__name__}): check the network, or give a data_dir that has {dataset}/{config}/{split}.parquet.') from None
-    for r in rows: yield r['text']
+    except Exception as e:  # the library raises whatever its network layers raise
+        raise UserError(f'{dataset} could not be streamed from the Hub ({type(e).__name__}): '
+                        f'check the network, or give a data_dir that has {dataset}/{config}/{split}.parquet.') from None
+    for r in rows:
+        if 'text' not in r: raise UserError(f"{dataset} has no column text (it has {', '.join(r)}): name a corpus that has one.")
+        yield r['text']
 
 # %% ../nbs/03_data.ipynb #feb809f1
 def help_pieces(size:int=1500)->list:
@@ -148,7 +197,9 @@ def help_pieces(size:int=1500)->list:
         piece = ''
         for para in re.split(r'\n\s*\n', text):
             piece += re.sub(r'\s+', ' ', para).strip() + '\n'
-            if len(piece) > size: out.append(piece); piece = ''
+            if len(piece) <= size: continue
+            out.append(piece)
+            piece = ''
         if piece.strip(): out.append(piece)
     return out
 
@@ -181,35 +232,44 @@ def word_list(
     "Words of three letters or more. Raises `UserError` for a damaged list."
     f = Path(data_dir or '.').expanduser()/'words'/'words_alpha.txt'
     if data_dir and f.is_file():
-        words = f.read_text(errors='replace').split()
+        words = f.read_text(encoding='utf-8-sig', errors='replace').split()
         bad = next((w for w in words if not re.fullmatch('[a-z]+', w)), None)
-        if bad or len(words) < 1000: raise UserError(f'{f} is damaged ({repr(bad) if bad else len(words)}): it must hold one word of a–z in each line; delete it to use the offline list.')
+        if bad or len(words) < 1000:
+            raise UserError(f'{f} is damaged ({repr(bad) if bad else len(words)}): it must hold one word of a–z in each line; '
+                            'delete it to use the offline list.')
         return sorted({w for w in words if len(w) > 2})
     seen = re.findall(r'''(?<![\w.`"'*/])[a-z]{3,%d}(?![\w`("'=*/]|\.\w)''' % longest, '\n'.join(help_pieces()))
-    return sorted({w for w,n in _counted(seen) if n > 1})
-
-def _counted(words):
-    from collections import Counter
-    return Counter(words).items()
+    return sorted(w for w,n in Counter(seen).items() if n > 1)
 
 # %% ../nbs/03_data.ipynb #bb2f2f4c
+def read_json_lines(path)->list:  # (number of the line, its value)
+    "The values of a JSONL file, empty lines skipped. Raises OSError, UnicodeDecodeError, or `UserError` naming the line that is wrong."
+    out = []
+    for i,line in enumerate(Path(path).expanduser().read_text(encoding='utf-8-sig').split('\n'), 1):
+        if not line.strip(): continue
+        try: out.append((i, json.loads(line)))
+        except (ValueError, RecursionError):
+            raise UserError(f'{path}, line {i}: this is not JSON; write one conversation a line.') from None
+    return out
+
 def check_conversation(messages)->str|None:
     "None, or what is wrong with a list of messages."
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and {'role','content'} <= set(m) for m in messages): return 'it is not a list of messages with role and content'
-    roles = [m['role'] for m in messages]
+    whole = isinstance(messages, list) and all(isinstance(m, dict) and {'role','content'} <= set(m) for m in messages)
+    if not whole: return 'it is not a list of messages with role and content'
+    roles = [str(m['role']) for m in messages]
     if roles[:1]==['system']: roles = roles[1:]
-    if len(roles) < 2 or len(roles)%2 or roles!=['user','assistant']*(len(roles)//2): return f"its roles are {', '.join(roles)}: user and assistant must take turns and the assistant must end"
+    if not roles or roles!=['user','assistant']*(len(roles)//2):
+        return f"its roles are {', '.join(roles)}: user and assistant must take turns and the assistant must end"
     if not all(isinstance(m['content'], str) for m in messages): return 'a content is not a string'
 
 def load_conversations(path)->list:
     "The conversations of a JSONL file. Raises `UserError` naming the line that is wrong."
-    try: lines = Path(path).expanduser().read_text().splitlines()
-    except (OSError, UnicodeDecodeError): raise UserError(f'{path} cannot be read: sft.identity must name a JSONL file with one conversation a line.') from None
+    try: values = read_json_lines(path)
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'{path} cannot be read ({type(e).__name__}): '
+                        'sft.identity must name a JSONL file in UTF-8 with one conversation a line.') from None
     out = []
-    for i,line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: c = json.loads(line)
-        except ValueError: raise UserError(f'{path}, line {i}: this is not JSON; write one conversation a line.') from None
+    for i,c in values:
         messages = c.get('messages') if isinstance(c, dict) else c
         if wrong := check_conversation(messages): raise UserError(f'{path}, line {i}: {wrong}.')
         out.append(dict(messages=messages))

@@ -7,7 +7,7 @@ __all__ = ['ANSWER', 'SPELLING_ASK', 'TASKS', 'Problem', 'solution_parts', 'choi
            'find_answer', 'score_number', 'score_choice', 'Task', 'number_problem', 'stories', 'gsm8k',
            'choice_problem', 'arc_problem', 'choices', 'mmlu', 'arc_easy', 'arc_challenge', 'code_problem', 'humaneval',
            'is_test_word', 'spelling_words', 'spell', 'spelling_problem', 'spelling_solution', 'spellingbee',
-           'simple_spelling', 'make_task', 'check_task', 'oracle']
+           'simple_spelling', 'make_task']
 
 # %% ../nbs/05_tasks.ipynb #85684d0b
 import re
@@ -16,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from random import Random
 
+from fastcore.basics import patch
 
 from .config import UserError, check_choice, seed_of
 from .data import load_rows, word_list
@@ -73,30 +74,30 @@ def find_answer(text:str)->str|None:
 # %% ../nbs/05_tasks.ipynb #75fde6fd
 def score_number(
     problem:Problem,
-    completion:str     # what the model said, special tokens visible
+    completion:str     # the model's answer, special tokens visible
 )->dict:               # pred, correct, parsed, correct_last_number, used_calculator
     "Score an answer that is a number."
     text = completion.split('<|assistant_end|>')[0]
     pred,numbers = find_answer(text), _LAST.findall(_SPECIAL.sub(' ', text))
+    last = clean_number(numbers[-1]) if numbers else None
     return dict(pred=pred, correct=same_number(pred, problem.answer), parsed=pred is not None,
-                correct_last_number=same_number(clean_number(numbers[-1]) if numbers else None, problem.answer),
-                used_calculator='<|output_start|>' in text)
+                correct_last_number=same_number(last, problem.answer), used_calculator='<|output_start|>' in text)
 
 def score_choice(problem:Problem, completion:str)->dict:
     "Score a label."
-    said = _SPECIAL.sub('', completion).strip()
-    return dict(pred=said or None, correct=said==problem.answer, parsed=said in problem.labels)
+    label = _SPECIAL.sub('', completion).strip()
+    return dict(pred=label or None, correct=label==problem.answer, parsed=label in problem.labels)
 
 # %% ../nbs/05_tasks.ipynb #47453884
 @dataclass(frozen=True)
 class Task:
     "A list of problems and how to score an answer."
-    name:str               # as in `TASKS`
-    kind:str               # number, choice or code
-    rows:object            # anything with a length and an index
-    make:callable          # (row, id) → `Problem`
+    name:str                # as in `TASKS`
+    kind:str                # number, choice or code
+    rows:object             # anything with a length and an index
+    make:callable           # (row, id) → `Problem`
     split:str = 'test'
-    chance:float = 0.      # accuracy of guessing
+    chance:float = 0.       # accuracy of guessing
     index:tuple|None = None # which rows, in which order; None: all
 
     def __len__(self): return len(self.rows if self.index is None else self.index)
@@ -104,50 +105,74 @@ class Task:
         if not -len(self) <= i < len(self): raise IndexError(i)
         j = int(range(len(self.rows))[i] if self.index is None else self.index[i])
         return self.make(self.rows[j], f'{self.name}/{self.split}/{j}')
-    def subset(self, index, **changes): return replace(self, index=tuple((range(len(self.rows)) if self.index is None else self.index)[i] for i in index), **changes)
 
 # %% ../nbs/05_tasks.ipynb #8ec5ed4b
-def _take(self, n, seed=0):
+@patch
+def subset(self:Task, index, **changes)->Task:
+    "The problems with these numbers, in this order."
+    have = range(len(self.rows)) if self.index is None else self.index
+    return replace(self, index=tuple(have[i] for i in index), **changes)
+
+@patch
+def take(self:Task, n, seed=0)->Task:
     "At most `n` of the problems, a fixed random choice, in their order; 0: all."
     if not n or n >= len(self): return self
     return self.subset(sorted(Random(seed_of('take', self.name, seed)).sample(range(len(self)), n)))
 
-def _conversation(self, problem):
+@patch
+def conversation(self:Task, problem:Problem)->dict:
     "The problem as a conversation with its reference answer."
     return dict(messages=[dict(role='user', content=problem.question), dict(role='assistant', content=problem.solution)])
 
-def _score(self, problem, completion):
-    "What the completion is worth: a dict with `pred`, `correct`, `parsed` and more."
+@patch
+def score(self:Task, problem:Problem, completion:str)->dict:
+    "What the completion is worth: a dict with `pred`, `correct`, `parsed` and more. Raises `UserError` for a task of programs."
     if self.kind=='number': return score_number(problem, completion)
     if self.kind=='choice': return score_choice(problem, completion)
     raise UserError(f'{self.name} asks for programs: score them with exp2nb.sandbox.')
-
-Task.take, Task.conversation, Task.score = _take, _conversation, _score
 
 # %% ../nbs/05_tasks.ipynb #13ab7ff0
 def number_problem(r, id)->Problem:
     "A row of GSM8K's schema."
     return Problem(id, r['question'], solution_parts(r['answer']), find_answer(r['answer']))
 
-def stories(split='test', data_dir='', seed=0): return Task('stories', 'number', make_stories(split, seed), number_problem, split)
-def gsm8k(split='test', data_dir='', seed=0): return Task('gsm8k', 'number', load_rows('openai/gsm8k', 'main', split, data_dir), number_problem, split)
+def stories(split='test', data_dir='', seed=0):
+    "The procedural word problems."
+    return Task('stories', 'number', make_stories(split, seed), number_problem, split)
+
+def gsm8k(split='test', data_dir='', seed=0):
+    "Grade-school word problems (Cobbe et al. 2021)."
+    return Task('gsm8k', 'number', load_rows('openai/gsm8k', 'main', split, data_dir), number_problem, split)
 
 # %% ../nbs/05_tasks.ipynb #e9c5a940
 def choice_problem(r, id)->Problem:
     "A row of MMLU's schema."
     labels = 'ABCD'
-    return Problem(id, choice_prompt(r['question'], r['choices'], labels), labels[r['answer']], labels[r['answer']], tuple(r['choices']), tuple(labels),
-                   dict(subject=r.get('subject', '')))
+    answer = labels[int(r['answer'])]
+    ask = choice_prompt(r['question'], r['choices'], labels)
+    return Problem(id, ask, answer, answer, tuple(r['choices']), tuple(labels), dict(subject=r.get('subject', '')))
 
 def arc_problem(r, id)->Problem:
     "A row of ARC's schema."
     texts,labels = r['choices']['text'], r['choices']['label']
-    return Problem(r['id'], choice_prompt(r['question'], texts, labels), r['answerKey'], r['answerKey'], tuple(texts), tuple(labels))
+    ask = choice_prompt(r['question'], texts, labels)
+    return Problem(r['id'], ask, r['answerKey'], r['answerKey'], tuple(texts), tuple(labels))
 
-def choices(split='test', data_dir='', seed=0, n=0): return Task('choices', 'choice', make_choices(split, n, seed), choice_problem, split, .25)
-def mmlu(split='test', data_dir='', seed=0): return Task('mmlu', 'choice', load_rows('cais/mmlu', 'all', split, data_dir), choice_problem, split, .25)
-def arc_easy(split='test', data_dir='', seed=0): return Task('arc_easy', 'choice', load_rows('allenai/ai2_arc', 'ARC-Easy', split, data_dir), arc_problem, split, .25)
+# %% ../nbs/05_tasks.ipynb #757346f6
+def choices(split='test', data_dir='', seed=0, n=0):
+    "Four-choice questions about the stories' world."
+    return Task('choices', 'choice', make_choices(split, n, seed), choice_problem, split, .25)
+
+def mmlu(split='test', data_dir='', seed=0):
+    "School and university examinations in 57 subjects (Hendrycks et al. 2021)."
+    return Task('mmlu', 'choice', load_rows('cais/mmlu', 'all', split, data_dir), choice_problem, split, .25)
+
+def arc_easy(split='test', data_dir='', seed=0):
+    "School science questions (Clark et al. 2018), the easy part."
+    return Task('arc_easy', 'choice', load_rows('allenai/ai2_arc', 'ARC-Easy', split, data_dir), arc_problem, split, .25)
+
 def arc_challenge(split='test', data_dir='', seed=0):
+    "School science questions that simple methods get wrong."
     return Task('arc_challenge', 'choice', load_rows('allenai/ai2_arc', 'ARC-Challenge', split, data_dir), arc_problem, split, .25)
 
 # %% ../nbs/05_tasks.ipynb #9edd3247
@@ -155,7 +180,10 @@ def code_problem(r, id)->Problem:
     "A row of HumanEval: the prompt is the beginning of a program, the solution the whole of it."
     return Problem(r['task_id'], r['prompt'], r['prompt']+r['canonical_solution'], '', meta=dict(r))
 
-def humaneval(split='test', data_dir='', seed=0): return Task('humaneval', 'code', load_rows('openai/openai_humaneval', 'openai_humaneval', split, data_dir), code_problem, split)
+def humaneval(split='test', data_dir='', seed=0):
+    "Small programs with their tests (Chen et al. 2021)."
+    rows = load_rows('openai/openai_humaneval', 'openai_humaneval', split, data_dir)
+    return Task('humaneval', 'code', rows, code_problem, split)
 
 # %% ../nbs/05_tasks.ipynb #43e1ce91
 def is_test_word(word:str)->bool: return seed_of('spelling', word)%8 == 0
@@ -171,9 +199,10 @@ def spelling_words(
 
 # %% ../nbs/05_tasks.ipynb #9d636621
 SPELLING_ASK = (
-    'How many {l} are in {w}?', 'How many {l} are there in {w}?', 'How many times does {l} occur in {w}?', 'How often does {l} appear in {w}?',
-    'Count the {l} in {w}.', 'Count how often {l} comes in {w}.', 'In the word {w}, how many {l} are there?', 'What is the number of {l} in {w}?',
-    'Tell me how many {l} the word {w} has.', 'How many letters {l} does {w} contain?', 'How many {l} do you see in {w}?', 'The word {w} has how many {l}?')
+    'How many {l} are in {w}?', 'How many {l} are there in {w}?', 'How many times does {l} occur in {w}?',
+    'How often does {l} appear in {w}?', 'Count the {l} in {w}.', 'Count how often {l} comes in {w}.',
+    'In the word {w}, how many {l} are there?', 'What is the number of {l} in {w}?', 'Tell me how many {l} the word {w} has.',
+    'How many letters {l} does {w} contain?', 'How many {l} do you see in {w}?', 'The word {w} has how many {l}?')
 
 def spell(word)->str: return f'{word}: {" ".join(word)}'
 
@@ -189,14 +218,17 @@ def spelling_problem(split, data_dir, seed, j, id)->Problem:
 # %% ../nbs/05_tasks.ipynb #150a142d
 def spelling_solution(word, letter)->list:
     "Spell, count along, check with the calculator, answer."
-    n,along = word.count(letter), ' '.join(f'{c}{word[:i+1].count(letter)}' for i,c in enumerate(word))
-    return [dict(type='text', text=f'{spell(word)}\nCount {letter}: {along}\nBy hand {n}, checked '), dict(type='python', text=f"'{word}'.count('{letter}')"),
-            dict(type='python_output', text=str(n)), dict(type='text', text=f'{n}.\n#### {n}')]
+    n = word.count(letter)
+    along = ' '.join(f'{c}{word[:i+1].count(letter)}' for i,c in enumerate(word))
+    return [dict(type='text', text=f'{spell(word)}\nCount {letter}: {along}\nBy hand {n}, checked '),
+            dict(type='python', text=f"'{word}'.count('{letter}')"), dict(type='python_output', text=str(n)),
+            dict(type='text', text=f'{n}.\n#### {n}')]
 
 # %% ../nbs/05_tasks.ipynb #993b4c60
 def spellingbee(split='test', data_dir='', seed=0, n=0):
     "Counting letters; 256 problems unless told."
-    return Task('spellingbee', 'number', range(n or 256), lambda j,id: spelling_problem(split, data_dir, seed, j, id), split)
+    def make(j, id): return spelling_problem(split, data_dir, seed, j, id)
+    return Task('spellingbee', 'number', range(n or 256), make, split)
 
 # %% ../nbs/05_tasks.ipynb #858dec4f
 def simple_spelling(data_dir='', seed=0, n=200_000):
@@ -207,7 +239,8 @@ def simple_spelling(data_dir='', seed=0, n=200_000):
     return Task('simple_spelling', 'text', range(n), make, 'train')
 
 # %% ../nbs/05_tasks.ipynb #7ccecac0
-TASKS = dict(stories=stories, gsm8k=gsm8k, spellingbee=spellingbee, choices=choices, mmlu=mmlu, arc_easy=arc_easy, arc_challenge=arc_challenge, humaneval=humaneval)
+TASKS = dict(stories=stories, gsm8k=gsm8k, spellingbee=spellingbee, choices=choices,
+             mmlu=mmlu, arc_easy=arc_easy, arc_challenge=arc_challenge, humaneval=humaneval)
 
 def make_task(
     name:str,         # one of `TASKS`
@@ -217,15 +250,5 @@ def make_task(
     n:int=0           # at most so many problems; 0: all
 )->Task:
     "A task by its name. Raises `UserError` for an unknown name and for data that is missing or damaged."
-    return check_task(name)(split, data_dir, seed).take(n)
-
-def check_task(name):
     check_choice('task', name, list(TASKS))
-    return TASKS[name]
-
-# %% ../nbs/05_tasks.ipynb #993f1f21
-def oracle(task:Task, problem:Problem)->str:
-    "The reference as a completion, special tokens visible."
-    if isinstance(problem.solution, str): return problem.solution + '<|assistant_end|>'
-    wrap = dict(text='{}', python='<|python_start|>{}<|python_end|>', python_output='<|output_start|>{}<|output_end|>')
-    return ''.join(wrap[p['type']].format(p['text']) for p in problem.solution) + '<|assistant_end|>'
+    return TASKS[name](split, data_dir, seed).take(n)

@@ -2,6 +2,7 @@
 import json, os, subprocess, sys, time
 from types import SimpleNamespace as NS
 import pytest, torch
+from tiny import oracle
 from exp2nb.sandbox import sandbox
 from exp2nb.bases.base import export_model, load_base
 from exp2nb.config import ModelConfig
@@ -10,7 +11,7 @@ from exp2nb.evaluate import Oracle, choice_items, evaluate, score_all, score_row
 from exp2nb.model import Transformer
 from exp2nb.tools.cli import console
 from exp2nb.store import read_jsonl, save_checkpoint
-from exp2nb.tasks import TASKS, make_task, oracle
+from exp2nb.tasks import TASKS, make_task
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.store import save_model
 
