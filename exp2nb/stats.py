@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['COVERAGE', 'HYPOTHESES', 'NO_SIGNAL', 'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'mcnemar_p', 'holm',
-           'simulate', 'rule', 'error_rates', 'error_table', 'holds_level', 'Variances', 'assumed', 'measured',
-           'planned', 'power_of', 'smallest_effect', 'smallest_margin', 'seeds_needed', 'enough', 'items_needed',
-           'points', 'span', 'premise', 'what_is_needed', 'decide', 'sentence', 'crossing', 'crossover', 'pass_at_k',
-           'majority_at_k']
+           'simulate', 'rule', 'error_rates', 'holds_level', 'Variances', 'assumed', 'measured', 'planned', 'power_of',
+           'smallest_effect', 'smallest_margin', 'seeds_needed', 'enough', 'items_needed', 'points', 'span', 'premise',
+           'what_is_needed', 'decide', 'sentence', 'crossing', 'crossover', 'pass_at_k', 'majority_at_k']
 
 # %% ../nbs/20_stats.ipynb #f58a4855
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def holm(ps):
     "Holm's adjusted p-values: five benchmarks are five chances to be fooled."
     return multipletests(ps, method='holm')[1] if len(ps) else np.array([])
 
-# %% ../nbs/20_stats.ipynb #44f8763b
+# %% ../nbs/20_stats.ipynb #4ddd7f02
 def simulate(
     rng,
     reps:int,              # experiments
@@ -130,7 +129,8 @@ def simulate(
     for p in acc:
         own = np.clip(p + run_sd*rng.standard_normal((reps,seeds)), 1e-4, 1-1e-4)
         latent = common + np.sqrt((1-rho)*stay)*draw(reps,1,items) + np.sqrt((1-rho)*(1-stay))*draw(reps,seeds,items)
-        out.append(latent < stats.norm.ppf(own).astype(np.float32)[...,None]); runs.append(own)
+        out.append(latent < stats.norm.ppf(own).astype(np.float32)[...,None])
+        runs.append(own)
     return *out, np.array(runs)
 
 # %% ../nbs/20_stats.ipynb #93cfd150
@@ -160,25 +160,6 @@ def error_rates(
     return dict(coverage=np.mean((low<=0)&(0<=high)), coverage_checkpoints=np.mean((low<=here)&(here<=high)),
                 half_width=100*np.median((high-low)/2), false_win=np.mean(np.isin(none, ['rl_better','rl_worse'])),
                 false_equal=np.mean(edge=='equivalent'), sees_4=np.mean(four=='rl_better'), says_equal=np.mean(none=='equivalent'))
-
-# %% ../nbs/20_stats.ipynb #ca74bd97
-def error_table(
-    reps:int=200,
-    seeds=(1,2,3,5,10),
-    run_sds=(0.,.015,.03),
-    settings=((1319,.45),),     # (items, accuracy)
-    paired=(False,),
-    seed:int=0
-)->pd.DataFrame:
-    "`error_rates` for every combination, one row each."
-    rows = []
-    for pair in paired:
-        for items,acc in settings:
-            for s in seeds:
-                for sd in run_sds:
-                    rng = np.random.default_rng([seed, s, items, int(1000*sd), int(1000*acc)])
-                    rows.append(dict(paired=pair, items=items, accuracy=acc, seeds=s, run_sd=sd, **error_rates(rng, reps, s, items, acc, sd, pair)))
-    return pd.DataFrame(rows)
 
 # %% ../nbs/20_stats.ipynb #aef95d07
 COVERAGE = pd.read_csv(files('exp2nb')/'coverage.csv')   # one row per simulated design: 2,000 experiments each
@@ -283,7 +264,7 @@ def items_needed(effect, v:Variances, seeds:int, equivalence=False):
     "How many problems do the same with `seeds` seeds per arm; None if a million is not enough."
     return next((int(n) for n in np.geomspace(100, 1e6, 161).round(-2) if enough(effect, v, seeds, int(n), equivalence)), None)
 
-# %% ../nbs/20_stats.ipynb #4bcffb0f
+# %% ../nbs/20_stats.ipynb #92beb505
 HYPOTHESES = dict(
     rl_better='the reward signal gives optimization pressure that supervised training cannot replicate: RL is worth keeping',
     equivalent='the gains attributed to RL come largely from additional exposure to the training problems, not from the reward signal itself',
@@ -293,7 +274,7 @@ NO_SIGNAL = 'More seeds will not help while nothing is learned: take an easier t
 
 def points(x, sign=False): return f'{100*x:{"+" if sign else ""}.1f}'.replace('-','−')
 
-def span(low, high): return f'{points(low,True)} to {points(high,True)} points'
+def span(low, high, unit=' points'): return f'{points(low,True)} to {points(high,True)}{unit}'
 
 # %% ../nbs/20_stats.ipynb #8da30ec0
 def premise(

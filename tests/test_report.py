@@ -5,8 +5,9 @@ from pathlib import Path
 import jsonschema, pytest
 from exp2nb.config import UserError
 from exp2nb.report import FIGURES, RESULT_SCHEMA, analyse, refuse_unknown, verdict_line
-from exp2nb.results import discover, fake_arm, fake_run, summarise
+from exp2nb.results import summarise
 from exp2nb.store import read_json, write_json
+from fakes import fake_arm, fake_run
 
 SMALL = dict(items=60, samples=2, steps=8)
 
@@ -46,7 +47,7 @@ def test_result_is_valid_and_complete(done):
     assert b['match_on']=='model' and abs(b['sft_plus']/b['rl']-1) <= .001 and set(b['would_buy'])=={'model', 'executed', 'note', 'seconds'}
     assert len(result['zero_advantage'])==3 and result['sft_sha256']=='a'*64
     assert 'arm sft_mix' in result['not_run'] and 'matched on note' in result['not_run'] and 'arm rft' not in result['not_run']
-    assert len(result['tables']['budgets'])==3 and len(result['tables']['starts'])==2 and result['crossover']['budget'] and result['tables']['tuning']
+    assert [len(result['tables'][k]) for k in ('budgets', 'starts', 'tuning')]==[3, 2, 1] and result['crossover']['budget']
 
 
 def test_difference_is_of_the_endpoint(done):
@@ -66,7 +67,9 @@ def test_every_figure_is_there_as_png_and_svg(done):
 
 class Page(HTMLParser):
     "Open and close every tag; collect what a page asks the network for."
-    def __init__(self): super().__init__(); self.open, self.asks, self.text = [], [], []
+    def __init__(self):
+        super().__init__()
+        self.open, self.asks, self.text = [], [], []
     def handle_starttag(self, tag, attrs):
         if tag not in ('meta', 'img', 'br'): self.open.append(tag)
         self.asks += [v for k, v in attrs if k in ('src', 'href') and not v.startswith('data:')]
@@ -77,7 +80,8 @@ class Page(HTMLParser):
 def test_the_page_needs_no_other_file_and_answers_first(done):
     run, result = done
     text = (run/'report'/'report.html').read_text()
-    page = Page(); page.feed(text)
+    page = Page()
+    page.feed(text)
     assert not page.open and not page.asks and 'url(' not in text
     order = [text.index(x) for x in ('class="verdict"', '<figure>', '<table>', 'Every score')]
     assert order==sorted(order)
@@ -88,13 +92,15 @@ def test_the_page_needs_no_other_file_and_answers_first(done):
 def test_verdict_line(done):
     run, result = done
     line = verdict_line(run)
-    assert line.startswith('Verdict: rl_worse. ') and '\n' not in line and line==verdict_line(result)==verdict_line(run/'report'/'result.json')
+    assert line.startswith('Verdict: rl_worse. ') and '\n' not in line
+    assert line==verdict_line(result)==verdict_line(run/'report'/'result.json')
 
 
 def test_analysis_again_gives_the_same_numbers_and_leaves_no_stale_figure(done, tmp_path):
     run, result = done
-    (tmp_path/'figures').mkdir(); (tmp_path/'figures'/'over_starts.png').write_bytes(b'old')
-    shutil.copytree(run/'rl', tmp_path/'r'/'rl'); shutil.copytree(run/'sft', tmp_path/'r'/'sft'); shutil.copytree(run/'sft_plus', tmp_path/'r'/'sft_plus')
+    (tmp_path/'figures').mkdir()
+    (tmp_path/'figures'/'over_starts.png').write_bytes(b'old')
+    for arm in ('sft', 'rl', 'sft_plus'): shutil.copytree(run/arm, tmp_path/'r'/arm)
     again = analyse(tmp_path/'r', tmp_path)
     assert again['verdict']==result['verdict'] and not (tmp_path/'figures'/'over_starts.png').exists()
 
@@ -109,13 +115,15 @@ def test_missing_arm_or_seed_names_the_folder(tmp_path):
     shutil.rmtree(run/'sft_plus')
     with pytest.raises(UserError, match='sft_plus/model-1.0/seed0/arm.json is missing'): summarise(run)
     with pytest.raises(UserError, match='seed7/arm.json is missing'): summarise(small(tmp_path/'b'), seeds=[0, 1, 7])
-    run = small(tmp_path/'c'); shutil.rmtree(run/'sft')
+    run = small(tmp_path/'c')
+    shutil.rmtree(run/'sft')
     with pytest.raises(UserError, match='sft/model-1.0/seed0/arm.json is missing'): summarise(run)
     with pytest.raises(UserError, match='no finished arm'): summarise(tmp_path/'nowhere')
 
 
 @pytest.mark.parametrize('change,said', [
-    (dict(sft_sha256='f'*64), 'sft_sha256'), (dict(eval_settings=dict(max_new=7)), 'eval_settings'), (dict(preset='d12'), 'preset'), (dict(task='gsm8k'), 'task'),
+    (dict(sft_sha256='f'*64), 'sft_sha256'), (dict(eval_settings=dict(max_new=7)), 'eval_settings'),
+    (dict(preset='d12'), 'preset'), (dict(task='gsm8k'), 'task'),
     (dict(tokenizer_sha256='9'*64), 'tokenizer'), (dict(seed=5), 'seed 5'), (dict(arm='rl'), "arm 'rl'")])
 def test_what_does_not_belong_together_is_named(tmp_path, change, said):
     run = small(tmp_path)
@@ -178,20 +186,23 @@ def test_no_signal_and_all_zero(tmp_path):
     for f in run.rglob('items.jsonl'): rewrite(f, lambda r: r | dict(correct=False, parsed=False, pred=None, correct_last_number=False))
     for f in run.rglob('metrics.jsonl'): rewrite(f, lambda r: {k: v for k, v in r.items() if k not in ('dev_accuracy', 'noise_scale')})
     r = analyse(run)
-    assert r['verdict']['code']=='cannot_tell' and 'neither arm differs' in r['verdict']['reason'] and r['arms']['rl']['stories']['accuracy']==[0.]
+    assert r['verdict']['code']=='cannot_tell' and 'neither arm differs' in r['verdict']['reason']
+    assert r['arms']['rl']['stories']['accuracy']==[0.]
 
 
 def test_only_greedy_and_no_dev(tmp_path):
     run = small(tmp_path, seeds=1, samples=0)
     for f in run.rglob('items.jsonl'): rewrite(f, lambda r: None if r['checkpoint']=='best_dev' else r)
     r = analyse(run)
-    assert {'best-on-dev checkpoints', 'sampling at temperature 1'} <= set(r['not_run']) and not (run/'report'/'figures'/'more_tries.png').exists()
+    assert {'best-on-dev checkpoints', 'sampling at temperature 1'} <= set(r['not_run'])
+    assert not (run/'report'/'figures'/'more_tries.png').exists()
 
 
 def test_an_sft_checkpoint_per_seed_is_paired(tmp_path):
     run = small(tmp_path, seeds=3)
     for f in run.rglob('config.json'):
-        edit(f, vary='sft'); edit(f.parent/'arm.json', sft_sha256=str(read_json(f)['seed'])*64)
+        edit(f, vary='sft')
+        edit(f.parent/'arm.json', sft_sha256=str(read_json(f)['seed'])*64)
     r = summarise(run)
     assert r['provenance']['vary']=='sft' and r['sft_sha256']==['0'*64, '1'*64, '2'*64]
     edit(run/'rl'/'model-1.0'/'seed1'/'arm.json', sft_sha256='2'*64)
@@ -230,7 +241,17 @@ def test_notebook_by_papermill(tmp_path):
     run = small(tmp_path, seeds=1)
     papermill.execute_notebook(nb, tmp_path/'OUT.ipynb', dict(run_dirs=str(run)), progress_bar=False)
     assert (run/'report'/'result.json').exists() and 'Verdict: ' in (tmp_path/'OUT.ipynb').read_text()
-    with pytest.raises(Exception, match='marign'): papermill.execute_notebook(nb, tmp_path/'OUT.ipynb', dict(run_dirs=str(run), marign=.1), progress_bar=False)
+    with pytest.raises(Exception, match='marign'):
+        papermill.execute_notebook(nb, tmp_path/'OUT.ipynb', dict(run_dirs=str(run), marign=.1), progress_bar=False)
+
+
+BROWSER = '''--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update
+--disable-sync --allow-file-access-from-files --window-size=1400,900 --virtual-time-budget=4000 --dump-dom'''
+MEASURE = '''   // width of the content, end of the verdict, width of the narrowest picture
+const sizes = [...document.images].map(i => i.getBoundingClientRect().width);
+const verdict = document.querySelector(".verdict").getBoundingClientRect();
+document.title = [document.documentElement.scrollWidth, verdict.bottom, Math.min(...sizes)].join(" ");
+parent.document.title = document.title;'''
 
 
 @pytest.mark.parametrize('width', [1366, 390])
@@ -240,11 +261,10 @@ def test_rendered_in_a_browser(done, tmp_path, width):
     if not chromium: pytest.skip('needs chromium')
     run, _ = done
     page = (run/'report'/'report.html').read_text()
-    (tmp_path/'page.html').write_text(page.replace('</body>', '<script>document.title=document.documentElement.scrollWidth+" "+document.querySelector(".verdict").getBoundingClientRect().bottom'
-                                                   '+" "+Math.min(...[...document.images].map(i=>i.getBoundingClientRect().width)); parent.document.title=document.title</script></body>'))
-    (tmp_path/'frame.html').write_text(f'<body style="margin:0"><iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe></body>')
-    flags = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync --allow-file-access-from-files'
-    out = subprocess.run([chromium, *flags.split(), f'--user-data-dir={tmp_path/"profile"}', '--window-size=1400,900', '--virtual-time-budget=4000', '--dump-dom', (tmp_path/'frame.html').as_uri()],
-                         capture_output=True, text=True, timeout=90).stdout
+    (tmp_path/'page.html').write_text(page.replace('</body>', f'<script>{MEASURE}</script></body>'))
+    frame = f'<iframe src="page.html" style="border:0;width:{width}px;height:800px"></iframe>'
+    (tmp_path/'frame.html').write_text(f'<body style="margin:0">{frame}</body>')
+    command = [chromium, *BROWSER.split(), f'--user-data-dir={tmp_path/"profile"}', (tmp_path/'frame.html').as_uri()]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=90).stdout
     wide, bottom, narrowest = map(float, re.search(r'<title>([\d.]+ [\d.]+ [\d.]+)</title>', out)[1].split())
     assert wide <= width and bottom < 800 and narrowest > (330 if width==390 else 450)

@@ -1,7 +1,10 @@
 "What the statistics promise, on experiments whose truth is known. `--slow` makes the kept table of error rates anew."
 import numpy as np, pandas as pd, pytest
 from exp2nb.config import UserError
-from exp2nb.stats import COVERAGE, Variances, accuracy, assumed, crossed, crossover, decide, difference, error_rates, error_table, holds_level, holm, majority_at_k, mcnemar_p, measured, pass_at_k, power_of, rule, seeds_needed, simulate, smallest_effect, smallest_margin, tost
+from exp2nb.stats import (
+    COVERAGE, Variances, accuracy, assumed, crossed, crossover, decide, difference, error_rates, holds_level, holm,
+    majority_at_k, mcnemar_p, measured, pass_at_k, power_of, rule, seeds_needed, simulate, smallest_effect,
+    smallest_margin, tost)
 
 
 def experiment(gap=0., seeds=3, items=1319, sd=.01, gain=.06, seed=0):
@@ -14,7 +17,7 @@ def experiment(gap=0., seeds=3, items=1319, sd=.01, gain=.06, seed=0):
 
 @pytest.mark.parametrize('seeds,sd', [(3, 0.), (3, .03), (10, .015)])
 def test_kept_table_agrees_with_a_fresh_short_simulation(seeds, sd):
-    row = COVERAGE[~COVERAGE.paired & (COVERAGE['items']==1319) & (COVERAGE.accuracy==.45) & (COVERAGE.seeds==seeds) & (COVERAGE.run_sd==sd)].iloc[0]
+    row = COVERAGE.query('not paired and items==1319 and accuracy==.45 and seeds==@seeds and run_sd==@sd').iloc[0]
     got = error_rates(np.random.default_rng(9), 200, seeds, run_sd=sd)
     for k in ('coverage', 'false_win', 'false_equal'): assert abs(got[k]-row[k]) < 3.5*np.sqrt(max(row[k]*(1-row[k]), .01)/200), k
 
@@ -166,6 +169,19 @@ def test_crossing_found_and_not_found():
 
 def test_too_few_items():
     with pytest.raises(UserError, match='two problems'): crossed(np.zeros((1, 1)))
+
+
+def error_table(reps, seeds=(1, 2, 3, 5, 10), run_sds=(0., .015, .03), settings=((1319, .45),), paired=(False,), seed=0):
+    "`error_rates` for every combination, one row each."
+    rows = []
+    for pair in paired:
+        for items, acc in settings:
+            for s in seeds:
+                for sd in run_sds:
+                    rng = np.random.default_rng([seed, s, items, int(1000*sd), int(1000*acc)])
+                    rates = error_rates(rng, reps, s, items, acc, sd, pair)
+                    rows.append(dict(paired=pair, items=items, accuracy=acc, seeds=s, run_sd=sd, **rates))
+    return pd.DataFrame(rows)
 
 
 @pytest.mark.slow
