@@ -10,25 +10,27 @@ import copy
 import torch
 from .config import Rates
 
-# %% ../nbs/12_optim.ipynb #036ccf40
+# %% ../nbs/12_optim.ipynb #ffb2441e
 class Optimizer:
     "Muon on the parameters whose role is `matrix`, AdamW on the others, each with its role's learning rate."
     def __init__(self,
         model,         # behind the model protocol: `.roles()` says what each parameter is
         rates:Rates    # learning rate of each role, at schedule 1
     ):
-        by_role = {}
-        for name,p in model.named_parameters(): by_role.setdefault(model.roles()[name], []).append(p)
+        by_role, roles = {}, model.roles()
+        for name,p in model.named_parameters(): by_role.setdefault(roles[name], []).append(p)
         matrices = by_role.pop('matrix', [])
         self.matrices = [tuple(p.shape) for p in matrices]   # what the ledger bills
         self.params = list(model.parameters())
-        self.parts = [torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=0., momentum=.95)] if matrices else []
+        self.parts = []                                      # PyTorch's optimizers
+        if matrices: self.parts.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=0., momentum=.95))
         groups = [dict(params=ps, lr=getattr(rates, role)) for role,ps in by_role.items()]
         if groups: self.parts.append(torch.optim.AdamW(groups, betas=(.8, .95), eps=1e-10, weight_decay=0.))
         for part in self.parts:
             for g in part.param_groups: g['full_lr'] = g['lr']
 
     def zero(self):
+        "Forget the gradients."
         for p in self.params: p.grad = None
 
     def step(self,

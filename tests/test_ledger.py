@@ -1,5 +1,5 @@
 "The ledger: kills, merging, refusals, and an SFT+ arm that stops where the RL arm's total says."
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, signal, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 from exp2nb import ledger as L
 from exp2nb.config import MATCH_ON, PRESETS, ModelConfig, Rates, UserError
 from exp2nb.flops import Work, optimizer_cost, rollout_cost, supervised_cost, update_cost
-from exp2nb.ledger import COLUMNS, RERUN, Budget, Ledger, budget_record, ledger_summary, load_budget, read_ledger, read_rows, totals, would_buy
+from exp2nb.ledger import COLUMNS, RERUN, Budget, Ledger, budget_record, ledger_summary, load_budget, read_rows, totals, would_buy
 from exp2nb.model import Transformer, shape_of
 from exp2nb.tools.plan import rl_step
 from exp2nb.protocol import Segments, Shape
@@ -39,9 +39,9 @@ def arm(tmp_path):
 def test_columns_and_pandas(arm):
     rows = pd.read_json(arm/'ledger.jsonl', lines=True)
     assert tuple(rows.columns)==COLUMNS and len(rows)==24
-    pd.testing.assert_frame_equal(rows, read_ledger(arm/'ledger.jsonl'), check_dtype=False)
+    assert rows.to_dict('records')==read_rows(arm/'ledger.jsonl')
     paid = rows[rows.stage.isin(L.BUDGET_STAGES)]
-    assert paid.flops_model.sum()==totals(read_rows(arm/'ledger.jsonl'))['model'] < 10**12   # evaluation is beside the budget
+    assert paid.flops_model.sum()==totals(read_rows(arm/'ledger.jsonl'))['model'] < 10**12   # evaluation is not part of the budget
 
 @pytest.mark.parametrize('bad', [dict(flop_model=1), dict(rank=1), dict(stage='x')])
 def test_names_are_checked(tmp_path, bad):
@@ -51,27 +51,31 @@ def test_names_are_checked(tmp_path, bad):
 
 # --- kills
 WRITER = '''
-import sys
+import signal, sys
 sys.path.insert(0, {here!r})
 from test_ledger import *
 led = Ledger({path!r}, TOY, 'stories')
-print('ready', flush=True)
-rl_steps(led, 10**6)
+rl_steps(led, 20)
+print('twenty steps', flush=True)
+rl_steps(led, 2000, start=20)
+signal.pause()
 '''
 
 def test_kill_and_resume_gives_the_same_total(tmp_path):
+    "The kill comes at any time after the twentieth step; nothing here depends on when."
     path = tmp_path/'ledger.jsonl'
-    p = subprocess.Popen([sys.executable, '-c', WRITER.format(here=str(Path(__file__).parent), path=str(path))], stdout=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS='1'))
-    p.stdout.readline()
-    while path.stat().st_size < 40_000: time.sleep(.01)
-    p.send_signal(signal.SIGKILL); p.wait()
-    with open(path, 'ab') as f: f.write(b'{"stage": "upd')            # and a write that was cut
+    code = WRITER.format(here=str(Path(__file__).parent), path=str(path))
+    p = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, env=os.environ | dict(OMP_NUM_THREADS='1'))
+    assert p.stdout.readline()==b'twenty steps\n'
+    p.kill()
+    p.wait()
+    with open(path, 'ab') as f: f.write(b'{"stage": "upd')      # and a write that was cut
     with pytest.warns(UserWarning, match='cut short'): led = Ledger(path, TOY, 'stories')
-    steps = len(led)//4//2                                             # the checkpoint lies half-way back
+    steps = len(led)//4//2                                       # the checkpoint lies half-way back
     led.truncate(steps*4)
-    rl_steps(led, 50, start=steps)
+    rl_steps(led, steps+10, start=steps)
     whole = Ledger(tmp_path/'whole'/'ledger.jsonl', TOY, 'stories')
-    rl_steps(whole, 50)
+    rl_steps(whole, steps+10)
     assert len(led)==len(whole) and all(led.total(b)==whole.total(b) for b in MATCH_ON)
     assert path.read_bytes()==whole.file.path.read_bytes()
 
@@ -88,7 +92,7 @@ def test_one_file_over_ranks_and_a_kill_before_the_others_hand_over(tmp_path):
     assert len(again)==64
     again.truncate(**here)
     assert again.rows==read_rows(path) and len(again)==60
-    by_rank = read_ledger(path).query('stage != "eval"').groupby('rank').seconds.sum()
+    by_rank = pd.DataFrame(read_rows(path)).query('stage != "eval"').groupby('rank').seconds.sum()
     t = totals(read_rows(path))
     assert t['seconds']==pytest.approx(by_rank.max()) and t['device_seconds']==pytest.approx(by_rank.sum())
 
@@ -108,8 +112,8 @@ def test_ranks_share_a_step_without_changing_its_price(tmp_path):
 # --- refusals
 def refused(f, *words):
     with pytest.raises(UserError) as e: f()
-    said = str(e.value)
-    assert '\n' not in said and all(w in said for w in words), said
+    message = str(e.value)
+    assert '\n' not in message and all(w in message for w in words), message
 
 def test_good_budget(arm):
     for basis in MATCH_ON:
@@ -121,7 +125,7 @@ def test_missing(arm, tmp_path):
     (arm/'arm.json').unlink()
     refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'has not ended', RERUN)
     (arm/'arm.json').write_text('{}')
-    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'does not say', RERUN)
+    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'arm.json is not what this version writes (ledger is missing)')
     (arm/'arm.json').write_text('{"ledger"')
     refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'damaged')
 
@@ -137,8 +141,9 @@ def test_damaged_files(arm):
     path = arm/'ledger.jsonl'
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
-    for data,words in ((b'', 'is empty'), (b''.join(lines[:7]), 'truncated (7 of 24 rows)'), (whole[:-30], 'truncated (23 of 24 rows)'),
-                       (whole.replace(b'"rollout"', b'"preflight"', 1), 'was changed'), (whole+lines[0], 'was changed')):
+    damages = [(b'', 'is empty'), (b''.join(lines[:7]), 'truncated (7 of 24 rows)'), (whole[:-30], 'truncated (23 of 24 rows)'),
+               (whole.replace(b'"rollout"', b'"preflight"', 1), 'was changed'), (whole+lines[0], 'was changed')]
+    for data,words in damages:
         path.write_bytes(data)
         refused(lambda: load_budget(arm, 'model', TOY, 'stories'), words, RERUN)
     path.write_bytes(b''.join(lines[:3])+b'nonsense\n'+b''.join(lines[3:]))
@@ -173,7 +178,8 @@ def test_budget_of_the_embedded_default_is_met(basis, seed):
         b.spend({f'flops_{basis}': price(take)})
         i, sizes, prices = i+len(take), [*sizes, len(take)], [*prices, price(take)]
     assert abs(b.residual) < 1e-3 and b.spent <= b.target
-    assert set(sizes[:-1])=={32} and sizes[-1] <= 49 and prices[-1] >= .49*prices[-2]   # in price, the optimizer's step included: half a step at least
+    assert set(sizes[:-1])=={32} and sizes[-1] <= 49
+    assert prices[-1] >= .49*prices[-2]   # in price, the optimizer's step included: half a step at least
     assert fractions==sorted(fractions) and fractions[0]==0 and fractions[-1] < 1
 
 @pytest.mark.parametrize('seed', range(100))
@@ -186,15 +192,17 @@ def test_fit_never_overspends_and_leaves_less_than_a_token(seed):
     overhead, i = price([]), 0
     while take := b.fit(lengths[i:i+6*batch], batch, price):
         assert take[:-1]==lengths[i:i+len(take)-1] and 2 <= take[-1] <= lengths[i+len(take)-1]
-        b.spend(dict(flops_model=price(take))); i += len(take)
+        b.spend(dict(flops_model=price(take)))
+        i += len(take)
     assert 0 <= b.left < max(overhead+price([2])-overhead, 3*(2*TOY.n+16*32)), (b.left, overhead)
 
+def chat(question, answer): return {'messages': [{'role':'user', 'content':question}, {'role':'assistant', 'content':answer}]}
 TEXTS = [f'What is {a} plus {b}?' for a in range(10) for b in range(10)]
 
 @pytest.fixture(scope='module')
 def words():
     tok = train_tokenizer(TEXTS, 300)
-    return tok, [{'messages': [{'role':'user', 'content':t}, {'role':'assistant', 'content':f'#### {i//10+i%10}'}]} for i,t in enumerate(TEXTS)]
+    return tok, [chat(t, f'#### {i//10+i%10}') for i,t in enumerate(TEXTS)]
 
 @pytest.mark.parametrize('basis', MATCH_ON)
 def test_sft_plus_stops_where_the_ledger_says(tmp_path, words, basis):
@@ -222,4 +230,5 @@ def test_sft_plus_stops_where_the_ledger_says(tmp_path, words, basis):
 
 def test_would_buy_from_totals():
     rl, more = dict(model=10, executed=20, note=30, seconds=40.), dict(model=10, executed=10, note=10, seconds=10.)
-    assert would_buy(rl, more, 6, 3.)==dict(model=dict(steps=6, epochs=3), executed=dict(steps=12, epochs=6), note=dict(steps=18, epochs=9), seconds=dict(steps=24, epochs=12))
+    want = {b: dict(steps=6*k, epochs=3*k) for b,k in dict(model=1, executed=2, note=3, seconds=4).items()}
+    assert would_buy(rl, more, 6, 3.)==want
