@@ -10,7 +10,7 @@ __all__ = ['norm', 'rope_angles', 'rotate', 'turn_norm', 'norm_linears', 'relu2_
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from .config import ModelConfig
-from .protocol import Shape, operator
+from .protocol import Shape, linear, operator
 
 # %% ../nbs/08_model.ipynb #f8edce1a
 @operator
@@ -30,29 +30,34 @@ def rope_angles(
     return a.cos(), a.sin()
 
 def rotate(
-    x,     # (N, heads, head_dim)
-    cos, sin
-):
-    "Turn the first half of the dimensions against the second."
+    x,        # (N, heads, head_dim)
+    cos, sin  # see `rope_angles`
+):            # (N, heads, head_dim), in x's type
+    "Rotate each pair (i, i + head_dim/2) of dimensions by its angle."
     a,b = x.chunk(2, -1)
     return torch.cat([a*cos + b*sin, b*cos - a*sin], -1).to(x.dtype)
 
+# %% ../nbs/08_model.ipynb #5053deb2
 @operator
-def turn_norm(x, cos, sin, scale:float=1.):
+def turn_norm(
+    x,               # (N, heads, head_dim)
+    cos, sin,        # see `rope_angles`
+    scale:float=1.
+):                   # (N, heads, head_dim)
     "scale · norm(rotate(x)): for queries and keys."
     return scale*norm(rotate(x, cos, sin))
 
 @operator
 def norm_linears(x, *layers):
-    "Linear layers of the normed x."
+    "Linear layers of the normed x: a list, one (…, outputs) for each layer."
     h = norm(x)
-    return [layer(h) for layer in layers]
+    return [linear(h, layer) for layer in layers]
 
 @operator
 def relu2_linear(x, layer):
     "A linear layer of the squared ReLU (So et al. 2021)."
     r = F.relu(x)
-    return layer(r*r)   # `square` is a power to CUDA's autocast, which makes it float32
+    return linear(r*r, layer)   # `square` is a power to CUDA's autocast, which makes it float32
 
 @operator
 def softcap(x, cap:float):
@@ -64,23 +69,30 @@ class Block(nn.Module):
     "Attention and MLP, each added to the stream."
     def __init__(self, s:Shape):
         super().__init__()
-        lin = lambda i,o: nn.Linear(i, o, bias=False)
-        self.q, self.k, self.v = lin(s.width, s.heads*s.head_dim), lin(s.width, s.kv_heads*s.head_dim), lin(s.width, s.kv_heads*s.head_dim)
-        self.o, self.up, self.down = lin(s.heads*s.head_dim, s.width), lin(s.width, 4*s.width), lin(4*s.width, s.width)
+        matrix = lambda i,o: nn.Linear(i, o, bias=False)
+        q, kv = s.heads*s.head_dim, s.kv_heads*s.head_dim
         self.head_dim = s.head_dim
+        self.q, self.k, self.v = matrix(s.width, q), matrix(s.width, kv), matrix(s.width, kv)
+        self.o = matrix(q, s.width)
+        self.up, self.down = matrix(s.width, 4*s.width), matrix(4*s.width, s.width)
 
-    def forward(self, x, attend, cos, sin):
+    def forward(self,
+        x,        # (N, width)
+        attend,   # function (q, k, v) → (N, heads, head_dim)
+        cos, sin  # see `rope_angles`
+    ):            # (N, width)
         q,k,v = (t.unflatten(-1, (-1, self.head_dim)) for t in norm_linears(x, self.q, self.k, self.v))
         q,k = (turn_norm(t, cos, sin, 1.2) for t in (q,k))
-        x = x + self.o(attend(q, k, v).flatten(-2))
+        x = x + linear(attend(q, k, v).flatten(-2), self.o)
         return x + relu2_linear(*norm_linears(x, self.up), self.down)
 
 # %% ../nbs/08_model.ipynb #c7aa486f
 def shape_of(c:ModelConfig)->Shape:
     "The `Shape` that a configuration describes."
     d,q,kv = c.width, c.n_head*c.head_dim, c.n_kv_head*c.head_dim
+    matrices = ((q,d), (kv,d), (kv,d), (d,q), (4*d,d), (d,4*d))   # of one block: q, k, v, o, up, down
     return Shape(layers=c.depth, width=d, heads=c.n_head, kv_heads=c.n_kv_head, head_dim=c.head_dim, vocab=c.padded_vocab,
-                 matrices=((q,d), (kv,d), (kv,d), (d,q), (4*d,d), (d,4*d))*c.depth, windows=c.windows, context=c.context)
+                 matrices=matrices*c.depth, windows=c.windows, context=c.context)
 
 # %% ../nbs/08_model.ipynb #63e18676
 class Transformer(nn.Module):
@@ -105,8 +117,9 @@ class Transformer(nn.Module):
         return softcap(norm_linears(h, self.head)[0][..., :self.config.vocab], self.config.softcap)
 
     def roles(self):
-        "Muon turns matrices; look-up and head are AdamW's."
-        return {n: 'embedding' if n.startswith('embed') else 'head' if n.startswith('head') else 'matrix' for n,_ in self.named_parameters()}
+        "Muon updates matrices; embedding and head are AdamW's."
+        part = dict(embed='embedding', head='head', blocks='matrix')
+        return {n: part[n.split('.')[0]] for n,_ in self.named_parameters()}
 
 # %% ../nbs/08_model.ipynb #d594bf7c
 @torch.no_grad()

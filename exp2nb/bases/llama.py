@@ -14,6 +14,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
+from .. import protocol
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from ..config import UserError, sha256_of
@@ -121,9 +122,10 @@ class Attention(nn.Module):
         if c.family=='qwen3': self.q_norm, self.k_norm = RMSNorm(c.head_dim, c.eps), RMSNorm(c.head_dim, c.eps)
 
     def forward(self, x, cos, sin, attn):
-        q,k,v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q,k,v = (protocol.linear(x, p).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, 'q_norm'): q,k = self.q_norm(q), self.k_norm(k)
-        return self.o_proj(attn.attend(self.layer, rotate(q, cos, -sin), rotate(k, cos, -sin), v).flatten(-2))
+        o = attn.attend(self.layer, rotate(q, cos, -sin), rotate(k, cos, -sin), v)
+        return protocol.linear(o.flatten(-2), self.o_proj)
 
 # %% ../../nbs/bases/01_llama.ipynb #08accf3a
 class MLP(nn.Module):
@@ -132,7 +134,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj = (nn.Linear(c.width, c.mlp, bias=c.mlp_bias) for _ in range(2))
         self.down_proj = nn.Linear(c.mlp, c.width, bias=c.mlp_bias)
-    def forward(self, x): return self.down_proj(F.silu(self.gate_proj(x))*self.up_proj(x))
+    def forward(self, x):
+        return protocol.linear(F.silu(protocol.linear(x, self.gate_proj))*protocol.linear(x, self.up_proj), self.down_proj)
 
 class Layer(nn.Module):
     "Attention, then MLP, each on the normed stream and added to it."
