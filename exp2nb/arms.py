@@ -9,12 +9,11 @@ __all__ = ['ARMS', 'MAY_DIFFER', 'Arm', 'arm', 'RLRun', 'ArmRun', 'load_rl', 'sf
            'evaluate_arm', 'to_score', 'scores_of', 'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops',
            'matching', 'summary', 'launch']
 
-# %% ../nbs/19_arms.ipynb #f37f7751
+# %% ../nbs/19_arms.ipynb #61960c41
 import functools, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
-from tqdm import tqdm
 from . import parallel
 from .config import Config, UserError, check_choice, device_of, git_revision, seed_of, versions
 from .engine import generate
@@ -23,9 +22,9 @@ from .grpo import GRPO, preflight
 from .lab import Lab, alone, arm_folder, base_folder, code_of, ledger_in, run_stage, save_weights, say
 from .ledger import Budget, budget_record, ledger_summary, load_budget, read_rows, totals
 from .store import Interrupt, Interrupted, Jsonl, check_config, load_artifact, read_json, read_jsonl, write_json
-from .train import Amount, Conversations, Supervised, collect, positions, put_back
+from .train import Amount, Conversations, ProgressLine, Supervised, collect, positions, put_back
 
-# %% ../nbs/19_arms.ipynb #a13161c0
+# %% ../nbs/19_arms.ipynb #d7d115ff
 @dataclass(frozen=True)
 class Arm:
     "A way to spend the budget."
@@ -43,7 +42,7 @@ def arm(name, says, matched=True):
         return f
     return register_arm
 
-# %% ../nbs/19_arms.ipynb #7651adc0
+# %% ../nbs/19_arms.ipynb #6ed2063a
 @dataclass(frozen=True)
 class RLRun:
     "The finished RL arm that sets the budget of the others."
@@ -66,7 +65,7 @@ class ArmRun:
     @functools.cached_property
     def rl(self)->RLRun: "See `load_rl`."; return load_rl(self.c, self.model.shape, self.lab.sft.sha256)
 
-# %% ../nbs/19_arms.ipynb #8e393672
+# %% ../nbs/19_arms.ipynb #a8513cca
 def load_rl(c:Config, shape, sft_sha256)->RLRun:
     "The RL arm of this run folder, verified. Raises `UserError` that says what to run first."
     folder = arm_folder(c, 'rl')
@@ -77,7 +76,7 @@ def load_rl(c:Config, shape, sft_sha256)->RLRun:
                         f'delete {folder} and run arm rl again in this run folder first.')
     return RLRun(folder, record, budget)
 
-# %% ../nbs/19_arms.ipynb #16bd75b9
+# %% ../nbs/19_arms.ipynb #924eb078
 @arm('sft', 'base → SFT: the common starting point', matched=False)
 def sft_arm(run): return None
 
@@ -102,7 +101,7 @@ def grpo_on(
     prompt = lambda problem: tok.render_prompt(task.conversation(problem))
     return GRPO(run.model, tok, task, prompt, run.c.rl, clock, run.ledger(), run.c.seed, rollouts=rollouts, dtype=run.lab.dtype, **kw)
 
-# %% ../nbs/19_arms.ipynb #2e22bff0
+# %% ../nbs/19_arms.ipynb #ad7e1675
 def more_sft(
     run:ArmRun,
     conversations,  # what to train on
@@ -120,7 +119,7 @@ def conversations_of(task)->list: "All of a task's problems with their solutions
 @arm('sft_plus', "base → SFT → more SFT on the target problems, to the RL arm's FLOPs")
 def sft_plus_arm(run): return more_sft(run, conversations_of(run.lab.problems[0]))
 
-# %% ../nbs/19_arms.ipynb #100d2266
+# %% ../nbs/19_arms.ipynb #3f1eb586
 class Rendered:
     "A tokenizer for conversations that are token ids already."
     def render(self, x): return x
@@ -135,10 +134,10 @@ def rft_arm(run):
     for r in correct:
         prompt = prompts[r['problem']]
         distinct[r['problem'], tuple(r['tokens'])] = (prompt+r['tokens'], [0]*len(prompt)+r['sampled'])
-    generation = [r for r in read_rows(folder/'ledger.jsonl') if r['stage']=='rollout']
+    generation = [r for r in read_rows(folder/'ledger.jsonl') if r['stage']=='rollout'] if parallel.rank()==0 else []
     return more_sft(run, list(distinct.values()), Rendered(), paid=generation)
 
-# %% ../nbs/19_arms.ipynb #725ff0c6
+# %% ../nbs/19_arms.ipynb #650c7369
 @arm('rl_random', "GRPO with random rewards at the RL arm's rate")
 def rl_random_arm(run):
     rates = [r['reward'] for r in read_jsonl(run.rl.folder/'metrics.jsonl') if 'reward' in r]
@@ -150,7 +149,7 @@ def rl_random_arm(run):
 @arm('sft_mix', "more SFT on the whole SFT mixture, to the RL arm's FLOPs")
 def sft_mix_arm(run): return more_sft(run, run.lab.mixture)
 
-# %% ../nbs/19_arms.ipynb #919fbcd9
+# %% ../nbs/19_arms.ipynb #2244f408
 def greedy_answers(run:ArmRun, model, task, label)->tuple:  # rows, facts, cost
     "Greedy answers to a task's problems."
     return generated_items(model, run.tok, task, label, model.shape.context, run.c.eval, dtype=run.lab.dtype)
@@ -165,11 +164,12 @@ def dev_look(run:ArmRun):
         accuracy = score_rows(rows)['accuracy']
         if training.best is None or accuracy > training.best:
             training.best = accuracy
-            training.extra['best_dev'] = save_weights(run.lab, run.folder/'best_dev', stage.model, run.tok)
+            saved = save_weights(run.lab, run.folder/'best_dev', stage.model, run.tok)
+            return dict(dev_accuracy=accuracy, best_dev_sha256=saved)
         return dict(dev_accuracy=accuracy)
     return look if len(dev) and not run.c.sft_checkpoint else None
 
-# %% ../nbs/19_arms.ipynb #ad969456
+# %% ../nbs/19_arms.ipynb #f6ea3c28
 MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')   # where a base lies may change: its hash may not
 
 def determined_by(run:ArmRun)->dict:
@@ -202,7 +202,7 @@ def run_arm(
             info = train(run, stage) if stage else dict(steps=0, epochs=0., zero_advantage=None)
             return finish(run, stage, info)
 
-# %% ../nbs/19_arms.ipynb #745a0ae9
+# %% ../nbs/19_arms.ipynb #6064bf98
 def train(run:ArmRun, stage)->dict:
     "The arm's own training. Returns steps, epochs, and what RL saw."
     folder, look = run.folder, dev_look(run)
@@ -210,9 +210,9 @@ def train(run:ArmRun, stage)->dict:
         stage.model.load_state_dict(load_artifact(folder/'weights')[0])
         return read_json(folder/'progress.json')['info']
     is_rl = isinstance(stage, GRPO)
-    rows, _ = run_stage(run.lab, stage, folder, look=look, looks=run.c.eval.curve if look else 0,
-                        files=[stage.rollouts] if is_rl and stage.rollouts else [],
-                        begin=functools.partial(try_first, run) if is_rl and run.c.rl.preflight else None)
+    rows = run_stage(run.lab, stage, folder, look=look, looks=run.c.eval.curve if look else 0,
+                     files=[stage.rollouts] if is_rl and stage.rollouts else [],
+                     begin=functools.partial(try_first, run) if is_rl and run.c.rl.preflight else None)
     save_weights(run.lab, folder/'weights', stage.model, run.tok)
     zero = [r['zero_advantage'] for r in rows if r['step'] >= 0 and 'zero_advantage' in r]
     epochs = stage.seen/len(stage.task) if is_rl else stage.stream.passes
@@ -226,7 +226,7 @@ def try_first(run:ArmRun, stage):
     say(f"Pre-flight on {rl.preflight} problems: {found['parsed']:.0%} of the answers parse, {found['reward']:.0%} are right. {found['said']} "
         f"Top-{rl.top_k} sampling draws a token {found['off_policy_gap']:.4f} nats likelier than the full softmax says.")
 
-# %% ../nbs/19_arms.ipynb #3f99f491
+# %% ../nbs/19_arms.ipynb #96e21086
 def finish(run:ArmRun, stage, info)->dict:
     "Evaluate the final and the best weights, and write arm.json: an arm is finished when it is there."
     ledger = stage.ledger if stage else run.ledger()
@@ -271,7 +271,7 @@ def to_score(run:ArmRun)->list:
     end = [('end', lambda: run.model, name) for name in run.lab.tasks]
     return end + ([('best_dev', best, run.c.task)] if (run.folder/'best_dev').exists() else [])
 
-# %% ../nbs/19_arms.ipynb #7f0bd26a
+# %% ../nbs/19_arms.ipynb #3d40acc9
 def scores_of(run:ArmRun, model, label, name, items, ledger)->tuple:  # scores, not run
     "Scores on one task, with progress."
     c = run.c
@@ -281,14 +281,14 @@ def scores_of(run:ArmRun, model, label, name, items, ledger)->tuple:  # scores, 
 
 def progress_bar(name):
     "A function(done, all) that draws a bar with the time left."
-    bar = tqdm(total=1, desc=f'  {name}', leave=False, mininterval=1)
+    bar = ProgressLine(total=1, desc=f'  {name}', leave=False, mininterval=1)
     def show(done, n):
         bar.total = n
         bar.update(done-bar.n)
         if done >= n: bar.close()
     return show
 
-# %% ../nbs/19_arms.ipynb #cfb54e93
+# %% ../nbs/19_arms.ipynb #5618b11c
 def dev_problems(run:ArmRun, most:int)->tuple:  # task, problems
     "Up to `most` dev problems, or train problems where there is no dev."
     task = run.lab.problems[1] if len(run.lab.problems[1]) else run.lab.problems[0]
@@ -311,7 +311,7 @@ def samples(run:ArmRun, n:int=6)->list:
         return dict(question=p.question, answer=p.answer, correct=bool(task.score(p, tok.decode(a.tokens))['correct']), pieces=pieces)
     return [shown(p, a) for p,a in zip(problems, answers)]
 
-# %% ../nbs/19_arms.ipynb #93b04a0f
+# %% ../nbs/19_arms.ipynb #43107c61
 def base_flops(c:Config)->int:
     "FLOPs of the base's pretraining; None for a base that was given."
     if c.base or c.sft_checkpoint: return None
@@ -340,7 +340,7 @@ def summary(run:ArmRun, info, scores, not_run)->dict:
     if c.arm=='rl_random': out['resolution'] = 1/max(1, info['steps']*c.rl.problems)   # it can end at a whole problem only
     return out
 
-# %% ../nbs/19_arms.ipynb #d78f27e1
+# %% ../nbs/19_arms.ipynb #a19c1d91
 def launch(
     c:Config,
     processes:int=0,    # 0: one per GPU, or one

@@ -3,7 +3,7 @@ import dataclasses, json, shutil
 from pathlib import Path
 import pytest, torch
 from exp2nb.lab import Lab, arm_folder
-from exp2nb.arms import run_arm
+from exp2nb.arms import base_flops, run_arm
 from exp2nb.bases.base import export_model, load_base
 from exp2nb.config import UserError, make_config, override
 from exp2nb.ledger import COLUMNS
@@ -88,16 +88,14 @@ def test_an_sft_checkpoint_that_exists_already(runs, tmp_path):
     assert not (tmp_path/'run'/'sft').exists()
     assert not any('dev_accuracy' in l for l in (arm_folder(config(tmp_path, 'rl', sft_checkpoint='x'))/'metrics.jsonl').read_text().splitlines())
 
-def test_a_base_pretrained_here_has_its_price():
-    class Fake(Lab):
-        def __init__(self, c): self.c = c
-    import tempfile
-    with tempfile.TemporaryDirectory() as d:
-        c = make_config('smoke', run_dir=d)
-        (Path(d)/'base').mkdir()
-        (Path(d)/'base'/'ledger.jsonl').write_text(''.join(json.dumps({**dict.fromkeys(COLUMNS, 0), 'stage':s, 'flops_model':n})+'\n' for s,n in (('pretrain', 5), ('pretrain_optimizer', 2), ('eval', 9))))
-        assert Fake(c).base_flops()==7
-        assert Fake(dataclasses.replace(c, base='x')).base_flops() is None
+def test_a_base_pretrained_here_has_its_price(tmp_path):
+    "The FLOPs of its own ledger; unknown for a base that came from elsewhere."
+    c = make_config('smoke', run_dir=str(tmp_path))
+    rows = [dict.fromkeys(COLUMNS, 0) | dict(stage=s, flops_model=n) for s,n in (('pretrain', 5), ('pretrain_optimizer', 2), ('eval', 9))]
+    (tmp_path/'base').mkdir()
+    (tmp_path/'base'/'ledger.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    assert base_flops(c)==7
+    assert base_flops(dataclasses.replace(c, base='x')) is None
 
 @pytest.mark.parametrize('make,says', [(lambda d: d/'nothing', 'there is nothing at'), (lambda d: d, 'it holds neither model_XXXXXX.pt nor config.json'),
                                        (lambda d: (d/'x.gguf').write_text('') or d, 'GGUF'), (lambda d: (d/'notes.txt').write_text('') or d/'notes.txt', "is a file that we don't know"),

@@ -207,7 +207,7 @@ def test_whole_arms_with_two_processes(run1, tmp_path):
     ja, jb = (read_json(f/'arm.json') for f in (a, b))
     assert ja['spent']['model']==jb['spent']['model']==jb['ledger']['totals']['model'] and ja['scores']==jb['scores'] and ja['steps']==jb['steps']==4
     lab = Lab(config(two, 'rl'), False)
-    model, tok, _ = lab.start
+    model, tok = lab.sft.copy(), lab.sft.tok
     assert jb['spent']['model']==bill(b, model.shape, lab, tok, lab.problems[0]) + 4*muon_flops([p.shape for n,p in model.named_parameters() if model.roles()[n]=='matrix'])
     assert apart(*(load_artifact(f/'weights')[0] for f in (a, b)))<2e-2
     plus = read_json(arm_folder(config(two, 'sft_plus'))/'arm.json')
@@ -233,7 +233,7 @@ def test_a_run_goes_on_with_another_number_of_processes(run1, tmp_path, name, fi
 
 def scores(run):
     lab = Lab(config(run, 'sft'), False)
-    model, tok, _ = lab.start
+    model, tok = lab.sft.copy(), lab.sft.tok
     led = Ledger(run/f'eval{parallel.world()}.jsonl', model.shape, 'stories', parallel.rank())
     rows = []
     items = SimpleNamespace(append=rows.append)

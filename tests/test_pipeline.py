@@ -1,5 +1,5 @@
 "The whole experiment in small, as a user runs it: every arm, both target tasks, the run notebook, refusals, and the same run twice."
-import json, os, shutil, signal, sys
+import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from exp2nb.lab import arm_folder
@@ -153,6 +153,31 @@ def test_learning_rates_get_the_same_trials(solved):
     with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(2.,), arms=('rl',), progress=False)
     shutil.rmtree(solved/'tuning')
     with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(1.,), arms=('rl',), progress=False)   # the finished arm had the preset's
+
+# the experiment without `exp2nb.fast`
+
+PLAIN = """
+import sys, torch
+import exp2nb.fast
+exp2nb.fast.register = lambda: None
+from exp2nb.arms import run_arm
+from exp2nb.config import make_config, override
+from exp2nb.protocol import FASTER
+small = {'pretrain.tokens_per_param':.02, 'sft.passes':.2, 'rl.steps':1, 'rl.preflight':4, 'eval.kl_prompts':2, 'eval.curve':1, 'eval.n_samples':0}
+arms = {}
+for a in ('sft', 'rl', 'sft_plus'):
+    c = override(make_config('smoke', arm=a, run_dir=sys.argv[1], n_train=32, n_test=4, dev=4), small)
+    arms[a] = run_arm(c, progress=False)
+assert not FASTER, list(FASTER)
+assert not any(m.startswith('exp2nb.fast.') for m in sys.modules), 'something in the book imports exp2nb.fast'
+assert len({r['sft_sha256'] for r in arms.values()})==1 and abs(arms['sft_plus']['residual']) < .001 and not arms['rl']['not_run']
+print('all three arms')
+"""
+
+def test_everything_runs_on_pytorch_alone(tmp_path):
+    "With nothing registered, the three arms run on PyTorch's operators, and no module of exp2nb.fast is even loaded."
+    out = subprocess.run([sys.executable, '-c', PLAIN, str(tmp_path/'run')], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode==0 and 'all three arms' in out.stdout, out.stderr[-3000:]
 
 # GSM8K
 

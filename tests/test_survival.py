@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import exp2nb.lab, exp2nb.grpo, exp2nb.store, exp2nb.train
+import exp2nb.arms, exp2nb.lab, exp2nb.grpo, exp2nb.store, exp2nb.train
 from children import run_in_child
 from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.lab import arm_folder
@@ -55,20 +55,20 @@ def aim(folder, where, number, call, delay):
         exp2nb.train.save_checkpoint = save
         for module,name in (os, 'fsync'), (os, 'replace'), (exp2nb.store.shutil, 'rmtree'): setattr(module, name, counted(getattr(module, name)))
     if where=='anywhere':   # `delay` seconds after step `number` has begun
-        for stage in exp2nb.train.Supervised, exp2nb.lab.GRPO:
+        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
             def step(self, real=stage.step):
                 if self.folder==folder and self.n==number: threading.Timer(delay, kill_now).start()
                 return real(self)
             stage.step = step
     if where=='evaluation': # `delay` seconds after evaluation `number` has begun
-        real_eval, evals = exp2nb.lab.evaluate, [0]
+        real_eval, evals = exp2nb.arms.evaluate, [0]
         def evaluate(*args, **kw):
             if evals[0]==number: threading.Timer(delay, kill_now).start()
             evals[0] += 1
             return real_eval(*args, **kw)
-        exp2nb.lab.evaluate = evaluate
+        exp2nb.arms.evaluate = evaluate
     if where=='nan':        # step `number` meets a loss that is not a number
-        for module,name,stage in (exp2nb.train, 'supervised_loss', exp2nb.train.Supervised), (exp2nb.grpo, 'policy_loss', exp2nb.lab.GRPO):
+        for module,name,stage in (exp2nb.train, 'supervised_loss', exp2nb.train.Supervised), (exp2nb.grpo, 'policy_loss', exp2nb.arms.GRPO):
             real_loss = getattr(module, name)
             def loss(*args, real_loss=real_loss):
                 l,*more = real_loss(*args)
@@ -78,7 +78,7 @@ def aim(folder, where, number, call, delay):
                 return real(self)
             stage.step = step
     if where=='slowly':     # long steps, so that a signal arrives during one
-        for stage in exp2nb.train.Supervised, exp2nb.lab.GRPO:
+        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
             def step(self, real=stage.step):
                 if self.folder==folder and self.n==number: (folder/'ready').touch(); time.sleep(.5)
                 return real(self)

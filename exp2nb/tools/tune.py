@@ -10,10 +10,10 @@ import json
 from dataclasses import asdict, replace
 from statistics import fmean
 from fastcore.script import call_parse
-from ..arms import ARMS
+from ..arms import ARMS, ArmRun, check_same, greedy_answers
 from ..config import Config, UserError, check_choice, cli_errors, make_config
 from ..evaluate import score_rows
-from ..lab import Lab, alone, arm_folder, arms_folder
+from ..lab import alone, arm_folder, arms_folder, run_stage
 from ..store import load_artifact, read_json, write_json
 from .cli import project_root
 from .queue import numbers
@@ -42,25 +42,24 @@ def trial(
         old = read_json(folder/'trial.json')
         same(old['rates'], folder)
         return old
-    lab = Lab(c, progress)
-    model, tok, sha = lab.start
+    run = ArmRun(c, progress, folder)
     if factor==1 and (arm_folder(c)/'arm.json').exists():   # the arm itself: trained already
         arm = read_json(arm_folder(c)/'arm.json')
         same(read_json(arm_folder(c)/'config.json')[section_of(c.arm)]['rates'], arm_folder(c))
-        model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
+        run.model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
         steps, spent = arm['steps'], arm['spent']
-    else: steps, spent = train_trial(lab, folder, model, tok, sha)
-    score = score_rows(lab.answers(model, tok, lab.problems[1], 'dev')[0])['accuracy']
+    else: steps, spent = train_trial(run)
+    score = score_rows(greedy_answers(run, run.model, run.lab.problems[1], 'dev')[0])['accuracy']
     out = dict(arm=c.arm, seed=c.seed, factor=factor, rates=rates, dev_accuracy=score, steps=steps, flops_model=spent['model'], seconds=spent['seconds'])
     write_json(folder/'trial.json', out)
     return out
 
-def train_trial(lab:Lab, folder, model, tok, sha)->tuple:  # steps, what was spent
+def train_trial(run:ArmRun)->tuple:  # steps, what was spent
     "The training of a trial, from wherever it stands."
-    with alone(folder):
-        lab.same_as_before(folder, tok, sha)
-        stage = ARMS[lab.c.arm].make(lab, model, tok, folder)
-        lab.run(stage, folder, files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
+    with alone(run.folder):
+        check_same(run)
+        stage = ARMS[run.c.arm].make(run)
+        run_stage(run.lab, stage, run.folder, files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
         return stage.n, {b: stage.ledger.total(b) for b in ('model', 'seconds')}
 
 # %% ../../nbs/tools/03_tune.ipynb #79d6939a
