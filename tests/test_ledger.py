@@ -39,7 +39,7 @@ def arm(tmp_path):
 def test_columns_and_pandas(arm):
     rows = pd.read_json(arm/'ledger.jsonl', lines=True)
     assert tuple(rows.columns)==COLUMNS and len(rows)==24
-    assert rows.to_dict('records')==read_rows(arm/'ledger.jsonl')
+    pd.testing.assert_frame_equal(rows, pd.DataFrame(read_rows(arm/'ledger.jsonl')), check_dtype=False)
     paid = rows[rows.stage.isin(L.BUDGET_STAGES)]
     assert paid.flops_model.sum()==totals(read_rows(arm/'ledger.jsonl'))['model'] < 10**12   # evaluation is not part of the budget
 

@@ -1,5 +1,9 @@
-"""Two processes do what one does: the same update on the same rollouts, the same rows, the same bill; and one that dies ends the job with its error shown."""
-import os, shutil, signal, socket, subprocess, sys
+"""Two processes do what one does: the same update on the same rollouts, the same rows, the same bill.
+
+One that dies ends the job, and its error is shown.
+"""
+import os, shutil, signal, subprocess, sys
+from datetime import timedelta
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,32 +26,37 @@ from exp2nb.model import Transformer
 from exp2nb.store import load_artifact, read_json, read_jsonl
 from exp2nb.train import Amount, Conversations, Run, Supervised
 
-CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 sft_plus.batch_tokens=640 '
-           'rl.steps=4 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=3 eval.max_new=16 eval.kl_prompts=2')
-def config(run_dir, arm): return override(make_config('smoke', arm=arm, run_dir=str(run_dir), n_train=48, n_test=7, dev=5), CHANGES)
+CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 '
+           'sft_plus.batch_tokens=640 rl.steps=4 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=3 eval.max_new=16 eval.kl_prompts=2')
+SIZES = dict(n_train=48, n_test=7, dev=5)
+def config(run_dir, arm): return override(make_config('smoke', arm=arm, run_dir=str(run_dir), **SIZES), CHANGES)
 
 
 # ---- several processes without a launcher: forked, joined, their results handed back as files ----
 
-def member(rank, n, port, folder, f, args):
+def member(rank, n, folder, f, args):
+    "They meet in a file: a port that was found free could be taken before it is used."
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR='localhost', MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
     ARMS['rl'] = replace(ARMS['rl'], make=lambda *a: rl_arm(*a, reward=coin))
+    meet = f'file://{folder}/rendezvous'
+    if n > 1: torch.distributed.init_process_group('gloo', init_method=meet, rank=rank, world_size=n, timeout=timedelta(minutes=30))
     parallel.start()
     try: out = f(*args)
     except Exception as e: out = e
     torch.save(out, folder/f'{rank}.pt')
     parallel.stop()
 
-def coin(step, i, k, score): return float(seed_of('coin', step, i, k) % 3==0)   # so tiny a model solves nothing: rewards that do move it
+def coin(step, i, k, score):
+    "Random rewards: so tiny a model solves nothing, and the right ones would not move it."
+    return float(seed_of('coin', step, i, k) % 3==0)
 
 def on(n, tmp_path, f, *args):
     "What `f(*args)` returns in each of `n` processes; raises what it raised in the first."
     folder = tmp_path/f'results-{len(list(tmp_path.glob("results-*")))}'
     folder.mkdir()
-    with socket.socket() as s: s.bind(('localhost', 0)); port = s.getsockname()[1]
-    ps = [run_in_child(member, r, n, port, folder, f, args) for r in range(n)]
-    for p in ps: p.join(120)
+    ps = [run_in_child(member, r, n, folder, f, args) for r in range(n)]
+    for p in ps: p.join()   # pytest-timeout ends what hangs
     assert all(p.exitcode==0 for p in ps), [p.exitcode for p in ps]
     out = [torch.load(folder/f'{r}.pt', weights_only=False) for r in range(n)]
     if isinstance(out[0], Exception):
@@ -75,7 +84,7 @@ def apart(a, b, origin=None):
 def stored_groups(count=5, seed=0):
     "Rollouts as a file would hold them: odd numbers, forced tokens, a group without signal."
     g, out = torch.Generator().manual_seed(seed), []
-    draw = lambda n: torch.randint(0, 512, (n,), generator=g).tolist()
+    def draw(n): return torch.randint(0, 512, (n,), generator=g).tolist()
     for i in range(count):
         samples = [Sample(i, k, draw(n), [j%3!=2 for j in range(n)], [-1.]*n, True) for k,n in enumerate((5+i, 1, 12, 7))]
         out.append(Group(draw(9+3*i), samples, [1., 1., 1., 1.] if i==1 else [0., 1., float(i%2), 0.]))
@@ -84,14 +93,18 @@ def stored_groups(count=5, seed=0):
 def policy_step(folder, norm, count, micro):
     model = tiny()
     led = Ledger(folder/'ledger.jsonl', model.shape, 'stories', parallel.rank())
-    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, RLConfig(loss_norm=norm, max_new=16, micro_tokens=micro), Amount(10, 'steps'), led, 0)
+    rl = RLConfig(loss_norm=norm, max_new=16, micro_tokens=micro)
+    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, rl, Amount(10, 'steps'), led, 0)
     stage.folder = folder
     step, grads = stage.opt.step, []
-    stage.opt.step = lambda f: (grads.extend(p.grad.clone() for p in model.parameters()), step(f))
-    said = stage.update(parallel.share(stored_groups(count)))
+    def kept(factor):
+        grads.extend(p.grad.clone() for p in model.parameters())
+        step(factor)
+    stage.opt.step = kept
+    measured = stage.update(parallel.share(stored_groups(count)))
     exp2nb.train.collect(led)
     parallel.check_same_weights(model)
-    return weights(model), said, led.rows, dict(enumerate(grads))
+    return weights(model), measured, led.rows, dict(enumerate(grads))
 
 @pytest.mark.parametrize('norm,count,micro', [('step', 5, 64), ('problem', 5, 1000), ('constant', 2, 64)])
 def test_the_same_policy_gradient_step_on_the_same_rollouts(tmp_path, norm, count, micro):
@@ -99,23 +112,26 @@ def test_the_same_policy_gradient_step_on_the_same_rollouts(tmp_path, norm, coun
     assert min(g.norm().item() for g in one[3].values())>0
     for n in (2, 3) if norm=='step' else (2,):
         got = on(n, tmp_path, policy_step, tmp_path/f'{n}', norm, count, micro)
-        for w,said,_,grads in got:
-            assert apart(grads, one[3])<1e-5 and apart(w, one[0], weights(tiny()))<5e-2   # Muon's own matmuls are in bfloat16, AdamW divides by small numbers
-            assert said['grad_norm']==pytest.approx(one[1]['grad_norm'], rel=1e-5) and all(torch.equal(w[k], got[0][0][k]) for k in w)
+        for w,measured,_,grads in got:
+            assert apart(grads, one[3])<1e-5
+            assert apart(w, one[0], weights(tiny()))<5e-2   # Muon's own matmuls are in bfloat16, AdamW divides by small numbers
+            assert measured['grad_norm']==pytest.approx(one[1]['grad_norm'], rel=1e-5) and all(torch.equal(w[k], got[0][0][k]) for k in w)
         same_bill(one[2], got[0][2])
         assert {r['rank'] for r in got[0][2]}==set(range(n)) and not got[1][2]
 
 def same_bill(one, many):
     "Tokens and model FLOPs are integers, equal to the last digit, whatever the number of processes. So are the note's."
-    for c in ('tokens_prompt', 'tokens_new', 'tokens_forced', 'tokens_pad', 'flops_model', 'flops_note'): assert sum(r[c] for r in one)==sum(r[c] for r in many), c
+    for c in ('tokens_prompt', 'tokens_new', 'tokens_forced', 'tokens_pad', 'flops_model', 'flops_note'):
+        assert sum(r[c] for r in one)==sum(r[c] for r in many), c
 
 def supervised_step(folder, batch_tokens, basis=None):
     model, g = tiny(), torch.Generator().manual_seed(1)
-    draw = lambda n: torch.randint(0, 512, (n,), generator=g).tolist()
+    def draw(n): return torch.randint(0, 512, (n,), generator=g).tolist()
     convs = [(draw(n), [int(j>=n//3) for j in range(n)]) for n in (20, 31, 7, 44, 12)]
     led = Ledger(folder/'ledger.jsonl', model.shape, 'stories', parallel.rank())
     clock = Budget(6e9, basis) if basis else Amount(2, 'steps')
-    stage = Supervised('sft', model, Rates(), Conversations(convs, SimpleNamespace(render=lambda c: c), 0, 100), clock, led, batch_tokens, 40 if batch_tokens<=100 else 200)
+    stream = Conversations(convs, SimpleNamespace(render=lambda c: c), 0, 100)
+    stage = Supervised('sft', model, Rates(), stream, clock, led, batch_tokens, 40 if batch_tokens<=100 else 200)
     rows = Run(stage, folder).go(progress=False)
     return weights(model), rows, led.rows, clock.spent, stage.n
 
@@ -124,7 +140,8 @@ def test_the_same_supervised_steps(tmp_path, batch_tokens):
     one, = on(1, tmp_path, supervised_step, tmp_path/'1', batch_tokens)
     two = on(2, tmp_path, supervised_step, tmp_path/'2', batch_tokens)
     for w,rows,_,_,_ in two:
-        assert apart(w, one[0], weights(tiny()))<2e-2 and [r['loss'] for r in rows]==pytest.approx([r['loss'] for r in one[1]], rel=1e-4)
+        assert apart(w, one[0], weights(tiny()))<2e-2
+        assert [r['loss'] for r in rows]==pytest.approx([r['loss'] for r in one[1]], rel=1e-4)
         assert [r['flops_model'] for r in rows]==[r['flops_model'] for r in one[1]]
     same_bill(one[2], two[0][2])
     assert len(read_jsonl(tmp_path/'2/metrics.jsonl'))==2
@@ -141,15 +158,17 @@ def drifted():
 
 def bad_step(folder):
     model = tiny()
-    with torch.no_grad(): model.head.weight.fill_(float('nan')) if hasattr(model, 'head') else next(model.parameters()).fill_(float('nan'))
-    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, RLConfig(max_new=16), Amount(10, 'steps'), Ledger(folder/'l.jsonl', model.shape, 'stories', parallel.rank()), 0)
+    with torch.no_grad(): next(model.parameters()).fill_(float('nan'))
+    led = Ledger(folder/'l.jsonl', model.shape, 'stories', parallel.rank())
+    stage = GRPO(model, SimpleNamespace(vocab_size=512), [], None, RLConfig(max_new=16), Amount(10, 'steps'), led, 0)
     stage.folder = folder
     stage.update(parallel.share(stored_groups()))
 
 def test_weights_that_drifted_apart_and_a_bad_gradient_are_noticed_by_all(tmp_path):
     with pytest.raises(UserError, match='process 1 differ from those of process 0'): on(2, tmp_path, drifted)
     with pytest.raises(UserError, match='gradient is nan at step 0'): on(2, tmp_path, bad_step, tmp_path/'bad')
-    assert [len(b['prompt']) for b in read_json(tmp_path/'bad/bad_batch.json')['batch']]==[9, 12, 15, 18, 21]   # whole, in order
+    batch = read_json(tmp_path/'bad/bad_batch.json')['batch']
+    assert [len(b['prompt']) for b in batch]==[9, 12, 15, 18, 21]   # whole, in order
 
 
 # ---- whole arms ----
@@ -175,6 +194,14 @@ def run1(tmp_path_factory):
     for a in 'sft', 'rl', 'sft_plus': on(1, tmp, arm, config(tmp/'run', a))
     return tmp/'run'
 
+@pytest.fixture(scope='module')
+def run2(run1, tmp_path_factory):
+    "The same, RL and SFT+ by two processes."
+    tmp = tmp_path_factory.mktemp('two')
+    run = only_sft(run1, tmp/'run')
+    for a in 'rl', 'sft_plus': on(2, tmp, arm, config(run, a))
+    return run
+
 def only_sft(run1, to):
     shutil.copytree(run1, to)
     for a in 'rl', 'sft_plus': shutil.rmtree(to/a)
@@ -187,31 +214,42 @@ def bill(folder, shape, lab, tok, problems):
         groups = {}
         for r in (r for r in rows if r['step']==step): groups.setdefault(r['problem'], []).append(len(r['tokens']))
         prompts = [len(tok.render_prompt(problems.conversation(problems[i]))) for i in groups]
-        total += rollout_cost(shape, prompts, list(groups.values()), Work())['flops_model'] + update_cost(shape, prompts, list(groups.values()), Work())['flops_model']
+        lengths = list(groups.values())
+        total += rollout_cost(shape, prompts, lengths, Work())['flops_model'] + update_cost(shape, prompts, lengths, Work())['flops_model']
     return total
 
-def test_whole_arms_with_two_processes(run1, tmp_path):
-    two = only_sft(run1, tmp_path/'run')
-    for a in 'rl', 'sft_plus': on(2, tmp_path, arm, config(two, a))
-    a, b = (arm_folder(config(run, 'rl')) for run in (run1, two))
+def same_bills(a, b, stages=None):
+    "The ledgers of two folders add up to the same, stage by stage (or over `stages`)."
+    one, two = (read_rows(f/'ledger.jsonl') for f in (a, b))
+    for part in [stages] if stages else [(s,) for s in sorted({r['stage'] for r in one})]:
+        same_bill([r for r in one if r['stage'] in part], [r for r in two if r['stage'] in part])
+
+def test_whole_arms_with_two_processes(run1, run2):
+    a, b = (arm_folder(config(run, 'rl')) for run in (run1, run2))
     assert {p.name for p in a.rglob('*') if p.is_file()}=={p.name for p in b.rglob('*') if p.is_file()}   # no file of a second process
-    ra, rb = (read_jsonl(f/'rollouts.jsonl') for f in (a, b))
-    assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes()                           # a random stream per sample, written in the order of the problems
-    assert len(rb)==4*3*3 and [(r['step'], r['sample']) for r in rb]==[(s, k) for s in range(4) for _ in range(3) for k in range(3)]
+    rollouts = read_jsonl(b/'rollouts.jsonl')
+    assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes()   # a random stream per sample, written in order
+    assert [(r['step'], r['sample']) for r in rollouts]==[(s, k) for s in range(4) for _ in range(3) for k in range(3)]
     ma, mb = (read_jsonl(f/'metrics.jsonl') for f in (a, b))
     assert [r['step'] for r in mb]==[-1, 0, 1, 2, 3] and [r.get('flops_model') for r in ma]==[r.get('flops_model') for r in mb]
-    for x,y in zip(ma[1:], mb[1:], strict=True): assert x['grad_norm']==pytest.approx(y['grad_norm'], rel=1e-3) and x['reward']==y['reward']
+    for x,y in zip(ma[1:], mb[1:], strict=True):
+        assert x['grad_norm']==pytest.approx(y['grad_norm'], rel=1e-3) and x['reward']==y['reward']
     assert (a/'items.jsonl').read_bytes()==(b/'items.jsonl').read_bytes()
-    for stage in {r['stage'] for r in read_rows(a/'ledger.jsonl')}: same_bill(*([r for r in read_rows(f/'ledger.jsonl') if r['stage']==stage] for f in (a, b)))
+    same_bills(a, b)
     assert {r['rank'] for r in read_rows(b/'ledger.jsonl')}=={0, 1}
     ja, jb = (read_json(f/'arm.json') for f in (a, b))
-    assert ja['spent']['model']==jb['spent']['model']==jb['ledger']['totals']['model'] and ja['scores']==jb['scores'] and ja['steps']==jb['steps']==4
-    lab = Lab(config(two, 'rl'), False)
-    model, tok = lab.sft.copy(), lab.sft.tok
-    assert jb['spent']['model']==bill(b, model.shape, lab, tok, lab.problems[0]) + 4*muon_flops([p.shape for n,p in model.named_parameters() if model.roles()[n]=='matrix'])
+    assert ja['spent']['model']==jb['spent']['model']==jb['ledger']['totals']['model']
+    assert ja['scores']==jb['scores'] and ja['steps']==jb['steps']==4
     assert apart(*(load_artifact(f/'weights')[0] for f in (a, b)))<2e-2
-    plus = read_json(arm_folder(config(two, 'sft_plus'))/'arm.json')
-    assert abs(plus['residual'])<1e-3 and plus['spent']['model']==totals(read_rows(arm_folder(config(two, 'sft_plus'))/'ledger.jsonl'))['model']
+
+def test_two_processes_pay_what_their_rollouts_and_their_optimizer_cost(run2):
+    rl, plus = (arm_folder(config(run2, a)) for a in ('rl', 'sft_plus'))
+    lab = Lab(config(run2, 'rl'), False)
+    model, tok = lab.sft.copy(), lab.sft.tok
+    matrices = [p.shape for n,p in model.named_parameters() if model.roles()[n]=='matrix']
+    assert read_json(rl/'arm.json')['spent']['model']==bill(rl, model.shape, lab, tok, lab.problems[0]) + 4*muon_flops(matrices)
+    record = read_json(plus/'arm.json')
+    assert abs(record['residual'])<1e-3 and record['spent']['model']==totals(read_rows(plus/'ledger.jsonl'))['model']
 
 @pytest.mark.parametrize('first,then', [(2, 1), (1, 2)])
 @pytest.mark.parametrize('name', ['rl', 'sft_plus'])
@@ -223,9 +261,11 @@ def test_a_run_goes_on_with_another_number_of_processes(run1, tmp_path, name, fi
     assert not (folder/'arm.json').exists()
     on(then, tmp_path, arm, c)
     a, b = arm_folder(config(run1, name)), folder
-    assert [(r['step'], r.get('flops_model')) for r in read_jsonl(a/'metrics.jsonl')]==[(r['step'], r.get('flops_model')) for r in read_jsonl(b/'metrics.jsonl')]
-    same_bill(*([r for r in read_rows(f/'ledger.jsonl') if r['stage'] in BUDGET_STAGES] for f in (a, b)))
-    ranks = {s: {r['rank'] for r in read_rows(b/'ledger.jsonl') if r['stage'] in BUDGET_STAGES and r['step']==s} for s in (0, 1, 2, 3)}
+    one, two = ([(r['step'], r.get('flops_model')) for r in read_jsonl(f/'metrics.jsonl')] for f in (a, b))
+    assert one==two
+    same_bills(a, b, BUDGET_STAGES)
+    paid = [r for r in read_rows(b/'ledger.jsonl') if r['stage'] in BUDGET_STAGES]
+    ranks = {s: {r['rank'] for r in paid if r['step']==s} for s in (0, 1, 2, 3)}
     assert ranks=={0: set(range(first)), 1: set(range(first)), 2: set(range(then)), 3: set(range(then))}
     if name=='rl': assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes()
     assert read_json(b/'arm.json')['spent']['model']==read_json(a/'arm.json')['spent']['model']
@@ -237,7 +277,8 @@ def scores(run):
     led = Ledger(run/f'eval{parallel.world()}.jsonl', model.shape, 'stories', parallel.rank())
     rows = []
     items = SimpleNamespace(append=rows.append)
-    out = evaluate(model, tok, lab.tasks, EvalConfig(max_new=24, n_samples=3, top_k=20), model.shape.context, 'stories', items=items, ledger=led)
+    settings = EvalConfig(max_new=24, n_samples=3, top_k=20)
+    out = evaluate(model, tok, lab.tasks, settings, model.shape.context, 'stories', items=items, ledger=led)
     exp2nb.train.collect(led)
     return rows, out, led.rows
 
@@ -255,7 +296,8 @@ def locked(c):
 def test_a_refusal_in_the_main_process_reaches_all(run1, tmp_path):
     from exp2nb.store import RunLock
     with RunLock(tmp_path/'x'), pytest.raises(UserError, match='is being written by process'): on(2, tmp_path, locked, tmp_path/'x')
-    with pytest.raises(UserError, match='rl.samples is 3 there and 4 here'): on(2, tmp_path, arm, override(config(run1, 'rl'), 'rl.samples=4'))
+    other = override(config(run1, 'rl'), 'rl.samples=4')
+    with pytest.raises(UserError, match='rl.samples is 3 there and 4 here'): on(2, tmp_path, arm, other)
     bare = only_sft(run1, tmp_path/'run')
     with pytest.raises(UserError, match='no ledger to match'): on(2, tmp_path, arm, config(bare, 'sft_plus'))
 
@@ -269,7 +311,10 @@ def dies(how):
         return 1/0
     parallel.each(0)   # waits for the other
 
-@pytest.mark.parametrize('how,words', [('killed', 'Signal 9 .SIGKILL.'), ('fails', r'process 1 of 2 failed.*ZeroDivisionError: division by zero\n(.*\n)*.*in dies')])
+DEATHS = [('killed', 'Signal 9 .SIGKILL.'),
+          ('fails', r'process 1 of 2 failed.*ZeroDivisionError: division by zero\n(.*\n)*.*in dies')]
+
+@pytest.mark.parametrize('how,words', DEATHS)
 def test_a_process_that_dies_ends_the_job_with_its_error(how, words):
     with pytest.raises(RuntimeError, match=words): parallel.processes(2, dies, how)
 
@@ -279,18 +324,22 @@ def refuse(): raise UserError('this is taken: choose another.')
 def test_a_refusal_arrives_as_what_it_is():
     with pytest.raises(UserError, match='^this is taken: choose another.$'): parallel.processes(2, refuses)
 
-def torchrun(run, arm, *more):
-    c = "from exp2nb.tools.queue import arm_main; arm_main()"
-    args = ['--arm', arm, '--preset', 'smoke', '--run-dir', str(run), '--changes', CHANGES+' n_train=48 n_test=7 dev=5', *more]
-    return subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python', sys.executable, '-c', c, *args],
-                          capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1], env=dict(os.environ, OMP_NUM_THREADS='1'))
+def torchrun(run, arm):
+    "One arm by `torchrun` with two processes, on a port that the store chose itself."
+    main = "from exp2nb.tools.queue import arm_main; arm_main()"
+    sizes = [x for k,v in SIZES.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    args = ['--arm', arm, '--preset', 'smoke', '--run-dir', str(run), *sizes, '--changes', CHANGES]
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python']
+    return subprocess.run([*launcher, sys.executable, '-c', main, *args], capture_output=True, text=True, cwd=Path(__file__).parents[1],
+                          env=dict(os.environ, OMP_NUM_THREADS='1'))
 
 def test_torchrun_runs_an_arm_or_says_why_not(run1, tmp_path, slow):
     run = only_sft(run1, tmp_path/'run')
     shutil.rmtree(arm_folder(config(run, 'sft')))
     done = torchrun(run, 'sft')
     assert done.returncode==0 and done.stdout.count('0 steps, stories')==1, done.stdout+done.stderr
-    assert (arm_folder(config(run, 'sft'))/'items.jsonl').read_bytes()==(arm_folder(config(run1, 'sft'))/'items.jsonl').read_bytes()
+    one, two = ((arm_folder(config(r, 'sft'))/'items.jsonl').read_bytes() for r in (run1, run))
+    assert one==two
     if not slow: return
     bad = torchrun(run, 'sft_plus')
     assert bad.returncode and 'no ledger to match' in bad.stderr

@@ -7,19 +7,25 @@ import torch
 
 from children import run_in_child
 from exp2nb.config import UserError
-from exp2nb.store import Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json, read_jsonl, save_artifact, save_checkpoint, weights_hash, write_json
+from exp2nb.store import (Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json,
+                          read_jsonl, save_artifact, save_checkpoint, save_model, weights_hash, write_json)
 
-def flip(f): b = bytearray(f.read_bytes()); b[len(b)//2] ^= 1; f.write_bytes(b)
-WAYS = dict(truncated=lambda f: f.write_bytes(f.read_bytes()[:-7]), flipped=flip, missing=Path.unlink, empty=lambda f: f.write_bytes(b''))
+def flip(f):
+    b = bytearray(f.read_bytes())
+    b[len(b)//2] ^= 1
+    f.write_bytes(b)
+def shorten(f): f.write_bytes(f.read_bytes()[:-7])
+def empty(f): f.write_bytes(b'')
+WAYS = dict(truncated=shorten, flipped=flip, missing=Path.unlink, empty=empty)
 SAYS = dict(truncated='truncated', flipped='altered', missing='missing', empty='empty')
 FILES = 'tensors.safetensors', 'state.json', 'manifest.json'
 
 def state(step, n=8): return dict(model={'w': torch.full((n, n), float(step))}, step=step)
 
-def wait_for(path, seconds=60):
-    until = time.monotonic() + seconds
+def wait_for(path, p):
+    "Wait until child `p` has written `path`, however long the machine takes (pytest-timeout ends what hangs)."
     while not path.exists():
-        assert time.monotonic() < until, f'{path} did not appear'
+        assert p.is_alive(), f'the child ended before {path} appeared'
         time.sleep(.01)
 
 
@@ -30,9 +36,10 @@ def wait_for(path, seconds=60):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, name, way):
     for step in (1, 2, 3): save_checkpoint(tmp_path, step, state(step))
     WAYS[way](tmp_path/'checkpoints'/'step_000003'/name)
-    with pytest.warns(UserWarning, match=f'step_000003.*{name}.*continuing from .*step_000002') as said: step, got = load_checkpoint(tmp_path)
+    match = f'step_000003.*{name}.*continuing from .*step_000002'
+    with pytest.warns(UserWarning, match=match) as warned: step, got = load_checkpoint(tmp_path)
     assert step==got['step']==2 and got['model']['w'][0,0]==2
-    if name!='manifest.json': assert SAYS[way] in str(said[0].message)
+    if name!='manifest.json': assert SAYS[way] in str(warned[0].message)
 
 def test_a_missing_checkpoint_folder_is_just_not_there(tmp_path):
     for step in (1, 2): save_checkpoint(tmp_path, step, state(step))
@@ -42,7 +49,8 @@ def test_a_missing_checkpoint_folder_is_just_not_there(tmp_path):
 def test_no_good_checkpoint_is_refused_rather_than_started_again(tmp_path):
     for step in (1, 2): save_checkpoint(tmp_path, step, state(step))
     for p in checkpoints(tmp_path): flip(p/'state.json')
-    with pytest.raises(UserError, match='step_000002.*state.json was altered.*step_000001.*state.json was altered'): load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match='step_000002.*state.json was altered.*step_000001.*state.json was altered'):
+        load_checkpoint(tmp_path)
 
 def test_after_a_fallback_two_good_checkpoints_come_back(tmp_path):
     for step in (10, 20, 30): save_checkpoint(tmp_path, step, state(step))
@@ -78,7 +86,8 @@ def test_a_flipped_bit_in_config_json_never_passes_for_the_same_config(tmp_path)
     good = (tmp_path/'config.json').read_bytes()
     for i in range(len(good)):
         for bit in range(8):
-            bad = bytearray(good); bad[i] ^= 1<<bit
+            bad = bytearray(good)
+            bad[i] ^= 1<<bit
             (tmp_path/'config.json').write_bytes(bad)
             try: check_config(tmp_path, record)
             except UserError: continue
@@ -112,17 +121,17 @@ def test_a_row_cut_at_any_byte_is_dropped(tmp_path):
         n = sum(e<=cut for e in ends)
         assert read_jsonl(f)==rows[:n]
         assert f.stat().st_size==cut, 'a reader must not repair'
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter('always')
             log = Jsonl(f)
-        assert bool(said) == (cut not in [0]+ends)
+        assert bool(warned) == (cut not in [0]+ends)
         for r in rows[n:]: log.append(r)
         log.close()
         assert f.read_bytes()==whole
 
 def test_nothing_is_unpickled():
     import exp2nb.store as m
-    text = Path(m.__file__).read_text()
+    text = Path(m.__file__).read_text(encoding='utf-8')
     assert 'pickle' not in text.replace('unpickle', '') and 'torch.load' not in text
 
 
@@ -163,7 +172,9 @@ def test_full_disk_leaves_whole_rows_and_the_old_json(small_disk):
     fill(small_disk, 8192)
     rows = 0
     with pytest.raises(UserError, match='disk is full'):
-        while True: log.append(dict(step=rows, pad='x'*700)); rows += 1
+        while True:
+            log.append(dict(step=rows, pad='x'*700))
+            rows += 1
     assert len(read_jsonl(log.path))==rows==log.rows > 0
     with pytest.raises(UserError, match='disk is full'): write_json(small_disk/'arm.json', dict(arm='x'*5000))
     assert read_json(small_disk/'arm.json')==dict(arm='rl')
@@ -177,48 +188,59 @@ def test_full_disk_leaves_whole_rows_and_the_old_json(small_disk):
 # ---- two writers ----
 
 def hold(folder, ready):
-    with RunLock(folder) as _, open(folder/'metrics.jsonl', 'a') as f:
+    "Own a folder and write rows for ever."
+    with RunLock(folder) as _, open(folder/'metrics.jsonl', 'ab', buffering=0) as f:
         ready.touch()
-        while True: f.write('{}\n'); f.flush(); time.sleep(.01)
+        while True:
+            f.write(b'{}\n')
+            time.sleep(.001)
 
 def hold_and_fork(folder, ready):
     with RunLock(folder):
         pid = os.fork()
-        if pid==0: time.sleep(60); os._exit(0)
+        if pid==0: signal.pause()
         (folder/'child').write_text(str(pid))
         ready.touch()
-        time.sleep(60)
+        signal.pause()
 
 def test_the_second_writer_is_refused_and_the_first_goes_on(tmp_path):
     p = run_in_child(hold, tmp_path, tmp_path/'ready')
     try:
-        wait_for(tmp_path/'ready')
+        wait_for(tmp_path/'ready', p)
         with pytest.raises(UserError, match=f'being written by process {p.pid} on'):
             with RunLock(tmp_path): pass
         assert lock_holder(tmp_path)['pid']==p.pid
         before = (tmp_path/'metrics.jsonl').stat().st_size
-        time.sleep(.2)
-        assert p.is_alive() and (tmp_path/'metrics.jsonl').stat().st_size > before
-    finally: p.kill(); p.join()
+        while (tmp_path/'metrics.jsonl').stat().st_size==before: assert p.is_alive()   # it still writes
+    finally:
+        p.kill()
+        p.join()
     assert lock_holder(tmp_path) is None
     with RunLock(tmp_path): assert lock_holder(tmp_path)['pid']==os.getpid()
 
-def test_a_waiting_writer_gets_its_turn(tmp_path):
+def test_a_waiting_writer_gets_its_turn(tmp_path, monkeypatch):
+    "The present writer is killed after the waiting one has been refused three times."
     p = run_in_child(hold, tmp_path, tmp_path/'ready')
-    wait_for(tmp_path/'ready')
-    import threading
-    threading.Timer(.5, p.kill).start()
-    with RunLock(tmp_path, wait=20): assert lock_holder(tmp_path)['pid']==os.getpid()
+    wait_for(tmp_path/'ready', p)
+    tries, take = [], RunLock._take
+    def counted(self):
+        tries.append(take(self))
+        if len(tries)==3: p.kill()
+        return tries[-1]
+    monkeypatch.setattr(RunLock, '_take', counted)
+    with RunLock(tmp_path, wait=3600): assert lock_holder(tmp_path)['pid']==os.getpid()
+    assert tries[:3]==[False]*3 and tries[-1]
     p.join()
 
 def test_a_killed_writers_child_does_not_keep_its_lock(tmp_path):
     p = run_in_child(hold_and_fork, tmp_path, tmp_path/'ready')
-    wait_for(tmp_path/'ready')
-    os.kill(p.pid, signal.SIGKILL); p.join()
+    wait_for(tmp_path/'ready', p)
+    p.kill()
+    p.join()
     child = int((tmp_path/'child').read_text())
     try:
         os.kill(child, 0)  # it lives
-        with RunLock(tmp_path): pass
+        with RunLock(tmp_path, wait=3600): pass
     finally: os.kill(child, signal.SIGKILL)
 
 @pytest.mark.parametrize('text', ('', '{"pid": 1', '[]', 'nonsense'))
@@ -250,9 +272,10 @@ def test_kill_during_saves_loses_nothing(tmp_path, slow):
     for _ in range(100 if slow else 12):
         (tmp_path/'confirmed').unlink(missing_ok=True)
         p = run_in_child(save_forever, tmp_path)
-        wait_for(tmp_path/'confirmed')
-        time.sleep(.2*rng.random())
-        p.kill(); p.join()
+        wait_for(tmp_path/'confirmed', p)
+        time.sleep(.2*rng.random())   # the kill may come at any time
+        p.kill()
+        p.join()
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             step, s = load_checkpoint(tmp_path)
@@ -268,3 +291,18 @@ def test_kill_during_saves_loses_nothing(tmp_path, slow):
             assert rows[i-1]['mean']==w.mean().item()
         assert weights_hash(dict(w=w))==weights_hash(dict(w=s['w']))
     assert last >= 12
+
+
+# ---- a model in a folder ----
+
+def test_a_saved_model_is_rebuilt_from_its_folder_alone(tmp_path):
+    from exp2nb.bases.base import rebuild
+    from exp2nb.config import ModelConfig
+    from exp2nb.model import Transformer
+    from exp2nb.tokenizer import train_tokenizer
+    tok = train_tokenizer(['one two three']*3, 270)
+    model = Transformer(ModelConfig(2, aspect=16, head_dim=16, vocab=270, context=32))
+    sha = save_model(tmp_path/'m', model, tok, note='a toy')
+    tensors, meta = load_artifact(tmp_path/'m')
+    again, tok2 = rebuild(meta, tensors, tmp_path/'m')
+    assert weights_hash(again.state_dict())==sha and tok2.hash==tok.hash and meta['note']=='a toy'

@@ -9,32 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
-import exp2nb.arms, exp2nb.lab, exp2nb.grpo, exp2nb.store, exp2nb.train
+import exp2nb.arms, exp2nb.grpo, exp2nb.optim, exp2nb.store, exp2nb.train
 from children import run_in_child
 from exp2nb.arms import ARMS, rl_arm, run_arm
-from exp2nb.lab import arm_folder
+from exp2nb.grpo import GRPO
 from exp2nb.config import UserError, make_config, override, seed_of
 from exp2nb.tools.status import status, stop_writers
 from exp2nb.store import artifact_hash, load_checkpoint, lock_holder, pack, read_json, read_jsonl, weights_hash
 
 ROOT = Path(__file__).parents[1]
 
-CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 sft_plus.batch_tokens=640 '
-           'rl.steps=6 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=2 eval.max_new=16 eval.kl_prompts=2')
+CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 '
+           'sft_plus.batch_tokens=640 rl.steps=6 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=2 eval.max_new=16 eval.kl_prompts=2')
 
-def config(run_dir, arm): return override(make_config('smoke', arm=arm, run_dir=str(run_dir), n_train=48, n_test=6, dev=6), CHANGES)
+def config(run_dir, arm):
+    return override(make_config('smoke', arm=arm, run_dir=str(run_dir), n_train=48, n_test=6, dev=6), CHANGES)
 
 FOLDERS = dict(base='base', sft='sft/seed0', rl='rl/model-1.0/seed0', sft_plus='sft_plus/model-1.0/seed0')
 
 
 # ---- in the child ----
 
-def coin(step, i, k, score): return float(seed_of('coin', step, i, k) % 3==0)   # so tiny a model solves nothing: rewards that do move it
+def coin(step, i, k, score):
+    "Random rewards: so tiny a model solves nothing, and the right ones would not move it."
+    return float(seed_of('coin', step, i, k) % 3==0)
 
 class Often(exp2nb.store.SaveTimer):
     "Save after every second step."
     asked = 0
-    def due(self): self.asked += 1; return self.asked % 2==0
+    def due(self):
+        self.asked += 1
+        return self.asked % 2==0
 
 def kill_now(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -53,9 +58,10 @@ def aim(folder, where, number, call, delay):
                 return f(*args, **kw)
             return g
         exp2nb.train.save_checkpoint = save
-        for module,name in (os, 'fsync'), (os, 'replace'), (exp2nb.store.shutil, 'rmtree'): setattr(module, name, counted(getattr(module, name)))
+        for module,name in (os, 'fsync'), (os, 'replace'), (exp2nb.store.shutil, 'rmtree'):
+            setattr(module, name, counted(getattr(module, name)))
     if where=='anywhere':   # `delay` seconds after step `number` has begun
-        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
+        for stage in exp2nb.train.Supervised, GRPO:
             def step(self, real=stage.step):
                 if self.folder==folder and self.n==number: threading.Timer(delay, kill_now).start()
                 return real(self)
@@ -68,7 +74,8 @@ def aim(folder, where, number, call, delay):
             return real_eval(*args, **kw)
         exp2nb.arms.evaluate = evaluate
     if where=='nan':        # step `number` meets a loss that is not a number
-        for module,name,stage in (exp2nb.train, 'supervised_loss', exp2nb.train.Supervised), (exp2nb.grpo, 'policy_loss', exp2nb.arms.GRPO):
+        stages = (exp2nb.train, 'supervised_loss', exp2nb.train.Supervised), (exp2nb.grpo, 'policy_loss', GRPO)
+        for module,name,stage in stages:
             real_loss = getattr(module, name)
             def loss(*args, real_loss=real_loss):
                 l,*more = real_loss(*args)
@@ -77,31 +84,59 @@ def aim(folder, where, number, call, delay):
                 setattr(module, name, loss if self.folder==folder and self.n==number else real_loss)
                 return real(self)
             stage.step = step
-    if where=='slowly':     # long steps, so that a signal arrives during one
-        for stage in exp2nb.train.Supervised, exp2nb.arms.GRPO:
+    if where=='held':       # step `number` waits for a signal, or until the test lets it go on
+        for stage in exp2nb.train.Supervised, GRPO:
             def step(self, real=stage.step):
-                if self.folder==folder and self.n==number: (folder/'ready').touch(); time.sleep(.5)
+                if self.folder==folder and self.n==number:
+                    (folder/'ready').touch()
+                    handler = signal.getsignal(signal.SIGTERM)
+                    asked = getattr(handler, '__self__', None)   # the `Interrupt` of the loop around this step
+                    while not (folder/'go').exists() and not (asked and asked.requested): time.sleep(.01)
                 return real(self)
             stage.step = step
+    if where=='spoiled':    # the last update leaves weights that are not finite
+        real_step, stage_go = exp2nb.optim.Optimizer.step, exp2nb.train.Run.go
+        def go(self, *args, **kw):
+            target = self.stage
+            def spoil(opt, factor):
+                real_step(opt, factor)
+                if opt is target.opt and self.folder==folder and target.n==number:
+                    with torch.no_grad(): opt.params[0].view(-1)[0] = float('nan')
+            exp2nb.optim.Optimizer.step = spoil
+            try: return stage_go(self, *args, **kw)
+            finally: exp2nb.optim.Optimizer.step = real_step
+        exp2nb.train.Run.go = go
 
-def child(run_dir, arm, said, often, where='', stage='base', *how):
+def child(run_dir, arm, output, often, where='', stage='base', *how):
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(240, exit=True, file=open(said + '.hung', 'w'))   # a child that hangs says where
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1); os.dup2(1, 2)
+    faulthandler.dump_traceback_later(1000, exit=True, file=open(output + '.hung', 'w'))   # a child that hangs shows where
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
     ARMS['rl'] = replace(ARMS['rl'], make=lambda *a: rl_arm(*a, reward=coin))
     if often: exp2nb.train.SaveTimer = Often
     if where: aim(run_dir/FOLDERS[stage], where, *how)
     try: run_arm(config(run_dir, arm), progress=False)
-    except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 def start(run_dir, arm, often=True, *how):
     run_dir.mkdir(exist_ok=True)
-    return run_in_child(child, run_dir, arm, str(run_dir/'said.txt'), often, *how)
+    return run_in_child(child, run_dir, arm, str(run_dir/'output.txt'), often, *how)
 
 def finish(run_dir, arm, *how):
     p = start(run_dir, arm, *how)
     p.join()
-    return p.exitcode, (run_dir/'said.txt').read_text() + (run_dir/'said.txt.hung').read_text()
+    return p.exitcode, output(run_dir) + (run_dir/'output.txt.hung').read_text()
+
+def output(run_dir): return (run_dir/'output.txt').read_text(encoding='utf-8')
+
+def wait_until(condition, p, run_dir):
+    "Wait for what a child is going to do, however long the machine takes (pytest-timeout ends what hangs)."
+    while not condition():
+        assert (p.is_alive() if hasattr(p, 'is_alive') else p.poll() is None), output(run_dir)
+        time.sleep(.02)
 
 
 # ---- what a finished run says ----
@@ -136,8 +171,8 @@ def reference(tmp_path_factory):
     "A run that nobody interrupted, and that saved nothing but its ends."
     d = tmp_path_factory.mktemp('whole')/'run'
     for arm in 'rl', 'sft_plus':
-        code, said = finish(d, arm, False)
-        assert code==0, said
+        code, text = finish(d, arm, False)
+        assert code==0, text
     return d
 
 @pytest.fixture(scope='module')
@@ -164,16 +199,17 @@ def test_kills_anywhere_change_nothing(tmp_path, reference, expected, slow):
     for trial in range(20 if slow else 2):
         rng, run_dir = random.Random(trial), tmp_path/f'{trial}'
         for i,stage in enumerate(FOLDERS):
-            where, arm, n = ('saving', 'anywhere')[(trial+i) % 2], 'sft_plus' if stage=='sft_plus' else 'rl', steps(reference, stage)
-            code, said = finish(run_dir, arm, True, where, stage, rng.randrange(n//2 if where=='saving' else n-1), rng.randrange(16), rng.random()*.05)
-            assert code==-signal.SIGKILL, f'trial {trial}: not killed {where} {stage}: {code} {said[-2000:]}'
+            where, arm, n = ('saving', 'anywhere')[(trial+i) % 2], arm_of(stage), steps(reference, stage)
+            at = rng.randrange(n//2 if where=='saving' else n-1)
+            code, text = finish(run_dir, arm, True, where, stage, at, rng.randrange(16), rng.random()*.05)
+            assert code==-signal.SIGKILL, f'trial {trial}: not killed {where} {stage}: {code} {text[-2000:]}'
             kills.append((stage, where))
             if stage=='rl':
-                code, said = finish(run_dir, arm, True, 'evaluation', stage, rng.randrange(3), 0, rng.random()*.05)
-                assert code==-signal.SIGKILL, said
+                code, text = finish(run_dir, arm, True, 'evaluation', stage, rng.randrange(3), 0, rng.random()*.05)
+                assert code==-signal.SIGKILL, text
             if arm=='sft_plus' or stage=='rl':
-                code, said = finish(run_dir, arm)
-                assert code==0, said
+                code, text = finish(run_dir, arm)
+                assert code==0, text
         assert_same(run_dir, expected)
         shutil.rmtree(run_dir)
     print(f'{len(kills)} kills')
@@ -183,44 +219,61 @@ def test_kills_anywhere_change_nothing(tmp_path, reference, expected, slow):
 # ---- an orderly stop ----
 
 @pytest.mark.parametrize('stage', FOLDERS)
-def test_sigterm_saves_within_seconds_and_says_so(tmp_path, reference, expected, stage):
+def test_sigterm_saves_after_the_present_step(tmp_path, reference, expected, stage):
     run_dir, arm = tmp_path/'run', arm_of(stage)
+    folder = run_dir/FOLDERS[stage]
     before(stage, reference, run_dir)
-    p = start(run_dir, arm, False, 'slowly', stage, 2, 0, 0)
+    p = start(run_dir, arm, False, 'held', stage, 2, 0, 0)
     try:
-        folder, until = run_dir/FOLDERS[stage], time.monotonic()+60
-        while not (folder/'ready').exists(): assert time.monotonic() < until and p.is_alive(), (run_dir/'said.txt').read_text(); time.sleep(.02)
+        wait_until((folder/'ready').exists, p, run_dir)
         assert status(run_dir)['pieces'][FOLDERS[stage]]['state']=='runs'
-        began = time.monotonic()
         assert stop_writers(run_dir)==[p.pid]
-        p.join(30)
-        assert p.exitcode==1 and time.monotonic()-began < 30
-    finally: p.kill(); p.join()
-    assert 'Interrupted: SIGTERM: saved after step 3 of' in (run_dir/'said.txt').read_text()
+        p.join()
+        assert p.exitcode==1
+    finally:
+        p.kill()
+        p.join()
+    assert 'Interrupted: SIGTERM: saved after step 3 of' in output(run_dir)
     assert load_checkpoint(folder)[0]==3 and lock_holder(folder) is None
     s = status(run_dir)['pieces'][FOLDERS[stage]]
     assert (s['state'], s['step'], s['checkpoint'])==('stopped', 3, 3)
     (folder/'ready').unlink()
-    code, said = finish(run_dir, arm)
-    assert code==0 and 'going on after step 3' in said, said
+    code, text = finish(run_dir, arm)
+    assert code==0 and 'going on after step 3' in text, text
     assert_same(run_dir, expected, [stage])
 
 
-# ---- numbers that are none ----
+# ---- numbers that are not finite ----
+
+@pytest.mark.parametrize('stage', ('sft', 'rl'))
+def test_weights_that_the_last_update_spoiled_are_not_saved(tmp_path, reference, expected, stage):
+    "No later step would notice them: they must be found before they are evaluated or saved."
+    run_dir, arm = tmp_path/'run', arm_of(stage)
+    before(stage, reference, run_dir)
+    last = steps(reference, stage)-1
+    code, text = finish(run_dir, arm, True, 'spoiled', stage, last, 0, 0)
+    assert code==1 and f'is not finite after step {last}: these weights were not saved' in text, text
+    folder = run_dir/FOLDERS[stage]
+    assert not (folder/'weights').exists() and not (folder/'arm.json').exists()
+    step, state = load_checkpoint(folder)
+    assert step<=last and all(v.isfinite().all() for v in state['model'].values())
+    code, text = finish(run_dir, arm)
+    assert code==0, text
+    assert_same(run_dir, expected, [stage])
 
 @pytest.mark.parametrize('stage', FOLDERS)
 def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path, reference, expected, stage):
     run_dir, arm = tmp_path/'run', arm_of(stage)
     before(stage, reference, run_dir)
-    code, said = finish(run_dir, arm, True, 'nan', stage, 2, 0, 0)
-    assert code==1 and f"UserError: the {'gradient' if stage=='rl' else 'loss'} is nan at step 2: nothing was updated" in said, said
+    code, text = finish(run_dir, arm, True, 'nan', stage, 2, 0, 0)
+    assert code==1 and f"UserError: the {'gradient' if stage=='rl' else 'loss'} is nan at step 2: nothing was updated" in text, text
     folder = run_dir/FOLDERS[stage]
     bad = read_json(folder/'bad_batch.json')
     assert bad['step']==2 and bad['batch']
     step, state = load_checkpoint(folder)
     assert step==2 and all(v.isfinite().all() for v in state['model'].values())
-    code, said = finish(run_dir, arm)
-    assert code==0, said
+    code, text = finish(run_dir, arm)
+    assert code==0, text
     assert_same(run_dir, expected, [stage])
 
 
@@ -232,10 +285,12 @@ def test_a_spoiled_checkpoint_is_named_and_the_one_before_taken(tmp_path, refere
     code, _ = finish(run_dir, 'rl', True, 'anywhere', 'sft', 5, 0, 0)
     assert code==-signal.SIGKILL
     newest = exp2nb.store.checkpoints(run_dir/FOLDERS['sft'])[-1]
-    data = bytearray((newest/'tensors.safetensors').read_bytes()); data[len(data)//2] ^= 4; (newest/'tensors.safetensors').write_bytes(data)
-    code, said = finish(run_dir, 'rl')
-    assert code==0, said
-    assert f'{newest} cannot be used, since tensors.safetensors was altered' in said and 'continuing from' in said
+    data = bytearray((newest/'tensors.safetensors').read_bytes())
+    data[len(data)//2] ^= 4
+    (newest/'tensors.safetensors').write_bytes(data)
+    code, text = finish(run_dir, 'rl')
+    assert code==0, text
+    assert f'{newest} cannot be used, since tensors.safetensors was altered' in text and 'continuing from' in text
     assert_same(run_dir, expected, ['sft', 'rl'])
 
 @pytest.fixture(scope='module')
@@ -243,26 +298,30 @@ def killed(tmp_path_factory, reference):
     "A run that was killed in the middle of RL."
     run_dir = tmp_path_factory.mktemp('killed')/'run'
     before('rl', reference, run_dir)
-    code, said = finish(run_dir, 'rl', True, 'anywhere', 'rl', 4, 0, 0)
-    assert code==-signal.SIGKILL, said
+    code, text = finish(run_dir, 'rl', True, 'anywhere', 'rl', 4, 0, 0)
+    assert code==-signal.SIGKILL, text
     return run_dir
 
-@pytest.mark.parametrize('name,how,what', [
-    ('metrics.jsonl', 'flip', 'metrics.jsonl was altered'), ('ledger.jsonl', 'flip', 'ledger.jsonl was altered'), ('rollouts.jsonl', 'flip', 'rollouts.jsonl was altered'),
-    ('metrics.jsonl', 'missing', 'metrics.jsonl has only 0 rows'), ('ledger.jsonl', 'empty', 'ledger.jsonl has only 0 rows'), ('rollouts.jsonl', 'truncated', 'rollouts.jsonl has only'),
-    ('config.json', 'empty', 'config.json is empty'), ('config.json', 'truncated', 'config.json is damaged'), ('ledger.owner.json', 'empty', 'ledger.owner.json is empty')])
+ALTERED = [('metrics.jsonl', 'flip', 'metrics.jsonl was altered'), ('ledger.jsonl', 'flip', 'ledger.jsonl was altered'),
+           ('rollouts.jsonl', 'flip', 'rollouts.jsonl was altered'), ('metrics.jsonl', 'missing', 'metrics.jsonl has only 0 rows'),
+           ('ledger.jsonl', 'empty', 'ledger.jsonl has only 0 rows'), ('rollouts.jsonl', 'truncated', 'rollouts.jsonl has only'),
+           ('config.json', 'empty', 'config.json is empty'), ('config.json', 'truncated', 'config.json is damaged'),
+           ('ledger.owner.json', 'empty', 'ledger.owner.json is empty')]
+
+@pytest.mark.parametrize('name,how,what', ALTERED)
 def test_files_that_were_altered_are_refused_by_name(tmp_path, killed, name, how, what):
     run_dir = tmp_path/'run'
     shutil.copytree(killed, run_dir)
     f = run_dir/FOLDERS['rl']/name
     if how=='flip':    # a digit of a number in the middle
-        text = f.read_text(); i = next(i for i in range(len(text)//2, len(text)) if text[i].isdigit() and text[i-1].isdigit())
+        text = f.read_text()
+        i = next(i for i in range(len(text)//2, len(text)) if text[i].isdigit() and text[i-1].isdigit())
         f.write_text(text[:i] + str(9-int(text[i])) + text[i+1:])
     if how=='missing': f.unlink()
     if how=='empty': f.write_text('')
     if how=='truncated': f.write_text(f.read_text()[:-20])
-    code, said = finish(run_dir, 'rl')
-    assert code==1 and 'UserError' in said and what in said, said
+    code, text = finish(run_dir, 'rl')
+    assert code==1 and 'UserError' in text and what in text, text
 
 @pytest.mark.parametrize('name', ('base', 'sft'))
 def test_damaged_shared_weights_are_refused(tmp_path, reference, name):
@@ -270,8 +329,8 @@ def test_damaged_shared_weights_are_refused(tmp_path, reference, name):
     before('rl', reference, run_dir)
     f = run_dir/FOLDERS[name]/'weights'/'tensors.safetensors'
     f.write_bytes(f.read_bytes()[:-9])
-    code, said = finish(run_dir, 'rl')
-    assert code==1 and f'{f.parent} cannot be used, since tensors.safetensors is truncated' in said, said
+    code, text = finish(run_dir, 'rl')
+    assert code==1 and f'{f.parent} cannot be used, since tensors.safetensors is truncated' in text, text
 
 def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path, reference, expected):
     if os.geteuid()!=0 or not shutil.which('mount'): pytest.skip('mounting a small tmpfs needs root')
@@ -287,91 +346,150 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(tmp_path, reference, expe
         good, _ = load_checkpoint(run_dir/FOLDERS['rl'])
         free = os.statvfs(disk)
         (disk/'filler').write_bytes(b'x'*(free.f_bavail*free.f_frsize - 300_000))
-        code, said = finish(run_dir, 'rl')
-        assert code==1 and 'UserError: The disk is full' in said, said
+        code, text = finish(run_dir, 'rl')
+        assert code==1 and 'UserError: The disk is full' in text, text
         assert load_checkpoint(run_dir/FOLDERS['rl'])[0]>=good
         (disk/'filler').unlink()
-        code, said = finish(run_dir, 'rl')
-        assert code==0, said
+        code, text = finish(run_dir, 'rl')
+        assert code==0, text
         assert_same(run_dir, expected, ['rl'])
     finally: subprocess.run(['umount', '-l', str(disk)], check=True)
 
 def test_a_second_writer_is_refused_and_the_first_ends_as_expected(tmp_path, reference, expected):
     run_dir = tmp_path/'run'
     before('rl', reference, run_dir)
-    first = start(run_dir, 'rl', False, 'slowly', 'rl', 3, 0, 0)
-    folder, until = run_dir/FOLDERS['rl'], time.monotonic()+60
-    while not (folder/'ready').exists(): assert time.monotonic() < until and first.is_alive(), (run_dir/'said.txt').read_text(); time.sleep(.02)
+    first = start(run_dir, 'rl', False, 'held', 'rl', 3, 0, 0)
+    folder = run_dir/FOLDERS['rl']
+    wait_until((folder/'ready').exists, first, run_dir)
     with pytest.raises(UserError, match=f'is being written by process {first.pid} on'): run_arm(config(run_dir, 'rl'), progress=False)
+    (folder/'go').touch()
     first.join()
-    assert first.exitcode==0, (run_dir/'said.txt').read_text()
-    (folder/'ready').unlink()
+    assert first.exitcode==0, output(run_dir)
     assert_same(run_dir, expected, ['rl'])
 
 def test_another_configuration_is_refused(tmp_path, reference):
     run_dir = tmp_path/'run'
     before('sft_plus', reference, run_dir)
-    with pytest.raises(UserError, match='rl.max_new is 16 there and 17 here'): run_arm(override(config(run_dir, 'rl'), 'rl.max_new=17'), progress=False)
+    other = override(config(run_dir, 'rl'), 'rl.max_new=17')
+    with pytest.raises(UserError, match='rl.max_new is 16 there and 17 here'): run_arm(other, progress=False)
 
 
 # ---- through the commands that people use ----
 
 ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-needs_commands = pytest.mark.skipif(not shutil.which('exp2_status', path=ENV['PATH']), reason='the console scripts are not installed: pip install -e .')
-SMALL = CHANGES + ' n_train=48 n_test=6 dev=6'
+needs_commands = pytest.mark.skipif(not shutil.which('exp2_status', path=ENV['PATH']),
+                                    reason='the console scripts are not installed: pip install -e .')
+SIZES = dict(n_train=48, n_test=6, dev=6)
 
-def command(run_dir, *args):
-    "Start a command of the project; what it says goes to a file."
+HOLD = """# imported by every Python of the command: step 3 of the SFT stage waits for a signal
+import importlib.abc, importlib.util, sys
+class Hold(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name!='exp2nb.train': return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        real = spec.loader.exec_module
+        def exec_module(module):
+            real(module)
+            step = module.Supervised.step
+            def held(self):
+                if self.name=='sft' and self.n==3:
+                    import signal, time
+                    (self.folder/'ready').touch()
+                    asked = signal.getsignal(signal.SIGTERM).__self__   # the `Interrupt` of the loop around this step
+                    while not asked.requested: time.sleep(.01)
+                return step(self)
+            module.Supervised.step = held
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Hold())
+"""
+
+def command(run_dir, *args, hold=False):
+    "Start a command of the project; its output goes to a file."
     run_dir.mkdir(exist_ok=True)
-    with open(run_dir/'said.txt', 'w') as f: return subprocess.Popen([str(a) for a in args], cwd=ROOT, env=ENV, stdout=f, stderr=subprocess.STDOUT)
+    env = dict(ENV)
+    if hold:
+        (run_dir.parent/'hold').mkdir(exist_ok=True)
+        (run_dir.parent/'hold'/'sitecustomize.py').write_text(HOLD, encoding='utf-8')
+        env['PYTHONPATH'] = os.pathsep.join([str(run_dir.parent/'hold'), str(ROOT), os.environ.get('PYTHONPATH', '')])
+    with open(run_dir/'output.txt', 'w') as f:
+        return subprocess.Popen([str(a) for a in args], cwd=ROOT, env=env, stdout=f, stderr=subprocess.STDOUT)
 
-def script(run_dir): return command(run_dir, 'bash', ROOT/'runs'/'exp2.sh', '--preset', 'smoke', '--arms', 'rl', '--run-dir', run_dir, '--changes', SMALL)
-def papermill(run_dir):
-    return command(run_dir, 'papermill', '--no-progress-bar', ROOT/'nbs'/'run_arm.ipynb', run_dir/'out.ipynb', '-p', 'arm', 'rl', '-p', 'preset', 'smoke', '-r', 'run_dir', run_dir, '-r', 'changes', SMALL)
+def script(run_dir, **kw):
+    sizes = [x for k,v in SIZES.items() for x in (f"--{k.replace('_', '-')}", v)]
+    return command(run_dir, 'bash', ROOT/'runs'/'exp2.sh', '--preset', 'smoke', '--arms', 'rl', '--run-dir', run_dir, *sizes,
+                   '--changes', CHANGES, **kw)
 
-def wait_for_rows(run_dir, p, stage, rows):
-    log, until = run_dir/FOLDERS[stage]/'metrics.jsonl', time.monotonic()+180
-    while not log.exists() or len(read_jsonl(log)) < rows:
-        assert p.poll() is None and time.monotonic() < until, (run_dir/'said.txt').read_text()
+def papermill(run_dir, **kw):
+    given = dict(arm='rl', preset='smoke', run_dir=run_dir, changes=CHANGES, **SIZES)
+    parameters = [x for k,v in given.items() for x in ('-p', k, v)]
+    return command(run_dir, 'papermill', '--no-progress-bar', ROOT/'nbs'/'run_arm.ipynb', run_dir/'out.ipynb', *parameters, **kw)
+
+def wait_for_end(pid):
+    "Wait until a process that is not our child has ended (pytest-timeout ends what hangs)."
+    while True:
+        try: os.kill(pid, 0)
+        except ProcessLookupError: return
         time.sleep(.02)
 
 @needs_commands
 @pytest.mark.parametrize('number', (signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)))
 def test_the_script_passes_a_signal_to_the_writer_and_waits(tmp_path, expected, number):
     run_dir = tmp_path/'run'
-    p = script(run_dir)
+    sft = run_dir/FOLDERS['sft']
+    p = script(run_dir, hold=True)
     try:
-        wait_for_rows(run_dir, p, 'sft', 3)
-        writer = lock_holder(run_dir/FOLDERS['sft'])['pid']
-        began = time.monotonic()
+        wait_until((sft/'ready').exists, p, run_dir)
+        writer = lock_holder(sft)['pid']
         p.send_signal(number)
-        p.wait(35)
+        p.wait()
     finally: p.kill()
-    said = (run_dir/'said.txt').read_text()
-    assert p.returncode==143 and time.monotonic()-began < 30 and 'The same command goes on from the last checkpoint' in said, said
-    step, _ = load_checkpoint(run_dir/FOLDERS['sft'])
-    assert step>=3 and step==len(read_jsonl(run_dir/FOLDERS['sft']/'metrics.jsonl'))   # nothing was lost
-    assert lock_holder(run_dir/FOLDERS['sft']) is None
-    for _ in range(100):   # and nobody is left behind
-        try: os.kill(writer, 0); time.sleep(.1)
-        except ProcessLookupError: break
-    else: pytest.fail('the kernel outlived its script')
+    text = output(run_dir)
+    assert p.returncode==143 and 'The same command goes on from the last checkpoint' in text, text
+    step, _ = load_checkpoint(sft)
+    assert step==4==len(read_jsonl(sft/'metrics.jsonl'))   # the step that it was in is done and saved
+    assert lock_holder(sft) is None
+    wait_for_end(writer)   # the kernel does not outlive its script
     p = script(run_dir)
-    assert p.wait(300)==0, (run_dir/'said.txt').read_text()
+    assert p.wait()==0, output(run_dir)
     assert_same(run_dir, expected, ['base', 'sft'])
 
 @needs_commands
 @pytest.mark.slow
 def test_a_bare_papermill_dies_at_once_and_goes_on(tmp_path, expected):
     run_dir = tmp_path/'run'
-    p = papermill(run_dir)
-    wait_for_rows(run_dir, p, 'sft', 3)
+    sft = run_dir/FOLDERS['sft']
+    p = papermill(run_dir, hold=True)
+    wait_until((sft/'ready').exists, p, run_dir)
+    writer = lock_holder(sft)['pid']
     p.terminate()
-    assert p.wait(10)!=0
-    for _ in range(150):
-        if not lock_holder(run_dir/FOLDERS['sft']): break
-        time.sleep(.1)
-    else: pytest.fail('the kernel outlived papermill')
+    assert p.wait()!=0
+    wait_for_end(writer)
     p = papermill(run_dir)
-    assert p.wait(300)==0, (run_dir/'said.txt').read_text()
+    assert p.wait()==0, output(run_dir)
     assert_same(run_dir, expected, ['base', 'sft'])
+
+
+# ---- what a saved notebook shows ----
+
+def test_a_saved_notebook_shows_one_line_of_progress_in_its_last_state(tmp_path):
+    "Forty states of a bar would be forty lines in the page; a widget would be an empty space."
+    import nbformat
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import ExecutePreprocessor
+    code = """
+from exp2nb.train import ProgressLine
+with ProgressLine(total=40, desc='sft', mininterval=0, bar_format='{desc} {percentage:3.0f}%|{bar:40}| {postfix}') as bar:
+    for i in range(40):
+        bar.set_postfix_str(f'loss {i}', refresh=False)
+        bar.update(1)
+        print(f'step {i}') if i in (10, 20) else None
+"""
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nb.metadata.kernelspec = dict(name='python3', display_name='Python 3', language='python')
+    ExecutePreprocessor(timeout=600).preprocess(nb, dict(metadata=dict(path=str(tmp_path))))
+    lines = [o for o in nb.cells[0].outputs if o.output_type=='display_data']
+    assert len(lines)==1 and 'sft 100%' in lines[0].data['text/plain'] and 'loss 39' in lines[0].data['text/plain']
+    page, _ = HTMLExporter().from_notebook_node(nb)
+    assert page.count('loss 39')==1 and 'loss 38' not in page and 'jupyter-widgets' not in page.split('<body')[1]
