@@ -8,12 +8,12 @@ __all__ = ['pick_by_loop', 'LoopDecode', 'loop_way', 'RecordedDecode', 'Recorded
 # %% ../../nbs/fast/04_decode.ipynb #c0058bb6
 import torch
 from fastcore.basics import patch
-from ..engine import Decode, Rollout, once, pick
+from ..engine import Decode, Rollout, pick
 from . import gpu
 from .fused import fast_linears
 from .loops import BLOCK, decode_attention, loops_run, pairs_of, pick_tokens
 from ..flops import Work
-from ..protocol import faster
+from ..protocol import Once, faster
 
 # %% ../../nbs/fast/04_decode.ipynb #308dfac0
 def pick_by_loop(logits, u, temperature=1., top_k=50, logprob='full', vocab=None):
@@ -31,7 +31,8 @@ class LoopDecode(Decode):
 
     def tick(self):
         if self._layout is None: self._layout = self.layout()
-        self.rows, self.calls, self._hidden = self._layout + torch.tensor([0, 0, self.now]), 0, {}
+        self.rows = self._layout + torch.tensor([0, 0, self.now])
+        self.calls, self.once = 0, Once()
         return self.rows[:,1] + self.rows[:,2]
 
     def layout(self):
@@ -41,7 +42,7 @@ class LoopDecode(Decode):
 
     def attend(self, layer, q, k, v):
         window = self.shape.windows[layer] or 2**40
-        self.pairs[layer] += once(self._hidden, window, lambda: pairs_of(self.rows, window))
+        self.pairs[layer] += self.once(window, lambda: pairs_of(self.rows, window))
         return decode_attention(q, k, v, self.prompt[layer], self.blocks[layer], self.rows, window)
 
     def drop_rows(self, gone):
