@@ -24,7 +24,7 @@ from ..flops import decode_flops, muon_flops, prefill_flops, train_flops
 from ..grpo import Group, policy_loss, policy_micro_batches, set_weights
 from ..protocol import plain
 from ..model import Transformer
-from ..bases.nanochat import build, read_config
+from ..bases.nanochat import build_nanochat, read_meta
 from ..optim import Optimizer
 from ..parallel import barrier, processes, share, sum_gradients
 from ..tools.cli import console
@@ -255,7 +255,8 @@ def from_checkout(
     g = torch.Generator().manual_seed(seed)
     for p in theirs.parameters(): p.data.copy_(torch.randn(p.shape, generator=g)*.1)
     state = {k:v.detach().float().clone() for k,v in theirs.state_dict().items()}
-    ours = build(read_config(dict(model_config=config), {k:tuple(v.shape) for k,v in state.items()}), state).to(w.device)
+    shapes = {k:tuple(v.shape) for k,v in state.items()}
+    ours = build_nanochat(read_meta(dict(model_config=config), shapes), state).to(w.device)
     return Engine(theirs, Wordless()), ours
 
 # %% ../../nbs/fast/05_bench.ipynb #8136234a
