@@ -6,8 +6,8 @@
 __all__ = ['REFUSALS', 'NO_FOLDER_SYNC', 'MANIFEST', 'NO_FLOCK', 'refusal', 'os_errors', 'say_once', 'sync', 'write_json',
            'misfit', 'read_json', 'Jsonl', 'read_jsonl', 'pack', 'unpack', 'weights_hash', 'atomic_folder', 'damage',
            'save_state', 'load_state', 'save_artifact', 'load_artifact', 'artifact_hash', 'describe', 'save_model',
-           'checkpoints', 'save_checkpoint', 'load_checkpoint', 'RunLock', 'Claim', 'lock_holder', 'check_config',
-           'Interrupted', 'Interrupt', 'SaveTimer']
+           'fit', 'read_object', 'checkpoints', 'save_checkpoint', 'load_checkpoint', 'RunLock', 'Claim', 'lock_holder',
+           'check_config', 'Interrupted', 'Interrupt', 'SaveTimer']
 
 # %% ../nbs/10_store.ipynb #800563c2
 import errno, fcntl, functools, hashlib, json, os, re, shutil, signal, socket, sys, threading, time, uuid, warnings
@@ -398,6 +398,38 @@ def save_model(
     tensors = model.state_dict()
     save_artifact(folder, tensors, describe(model, tok) | facts)
     return weights_hash(tensors)
+
+# %% ../nbs/10_store.ipynb #9a2a5d70
+def fit(
+    model,        # made on the 'meta' device: sizes without memory
+    state:dict,   # tensor name → tensor
+    path,         # of the file, for the message
+    what:str      # the kind of model, for the message
+):                # the same model, with these tensors (not copied)
+    "Give a model its tensors. Raises `UserError` naming the first name at odds."
+    want = {k:tuple(v.shape) for k,v in model.state_dict().items()}
+    for k,shape in want.items():
+        if k not in state: raise UserError(f'{path} lacks the tensor {k!r}, which {what} has.')
+        found = tuple(state[k].shape)
+        if found!=shape: raise UserError(f'{path}: tensor {k!r} is {found}, but the configuration asks for {shape}.')
+    for k in state:
+        if k not in want:
+            raise UserError(f'{path} has a tensor {k!r}, which {what} does not have: this version is not supported.')
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(True)
+
+def read_object(
+    path,         # a JSON file that somebody else wrote
+    missing:str,  # the sentence when it is not there
+    cure:str      # what to do when it is damaged
+)->dict:
+    "The JSON object in a file. Raises `UserError` if there is none."
+    try: d = json.loads(Path(path).read_text(encoding='utf-8-sig'))
+    except FileNotFoundError: raise UserError(missing) from None
+    except OSError as e: raise UserError(f'{path} cannot be read ({e.strerror}): {cure}.') from None
+    except (ValueError, RecursionError): raise UserError(f'{path} is not JSON: it is damaged; {cure}.') from None
+    if not isinstance(d, dict): raise UserError(f'{path} holds {type(d).__name__} and not a JSON object: {cure}.')
+    return d
 
 # %% ../nbs/10_store.ipynb #0ceae45b
 def checkpoints(run)->list:  # folders, oldest first

@@ -2,41 +2,35 @@
 import dataclasses, json, shutil
 from pathlib import Path
 import pytest, torch
+from tiny import hub_tokenizer, randomised, tiny_config
 from exp2nb.lab import Lab, arm_folder
 from exp2nb.arms import base_flops, run_arm
-from exp2nb.bases.base import export_model, load_base
-from exp2nb.config import UserError, make_config, override
+from exp2nb.bases.base import export_arm, export_model, load_base
+from exp2nb.config import UserError, make_config
 from exp2nb.ledger import COLUMNS
+from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.mixture import conversation_texts
+from exp2nb.store import artifact_hash, weights_hash
 from exp2nb.tasks import make_task
 from exp2nb.tokenizer import train_tokenizer
 
-SHORT = {'n_test':8, 'dev':8, 'n_train':48, 'rl.steps':2, 'rl.problems':2, 'rl.samples':2, 'rl.max_new':12, 'rl.preflight':2, 'eval.max_new':12, 'eval.curve':1, 'eval.n_samples':0, 'eval.kl_prompts':4}
+SHORT = {'n_test':8, 'dev':8, 'n_train':48, 'rl.steps':2, 'rl.problems':2, 'rl.samples':2, 'rl.max_new':12, 'rl.preflight':2,
+         'eval.max_new':12, 'eval.curve':1, 'eval.n_samples':0, 'eval.kl_prompts':4}
 
 def texts():
     t = make_task('stories', 'train')
     return [x for i in range(200) for x in conversation_texts(t.conversation(t[i]))]
 
-def randomised(model):
-    torch.manual_seed(0)
-    for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n or 'norm' in n else 0., .05)
-    return model
-
 def nanochat(folder):
     tok = train_tokenizer(texts(), 400)
-    return export_model(randomised(NanoChat(NanoConfig(2, 48, 4, 2, 512, tok.vocab_size, 448, 'SL'))), tok, folder)
+    return export_model(randomised(NanoChat(NanoConfig(2, 48, 4, 2, 512, tok.vocab_size, 448, 'SL')), .05), tok, folder)
 
 def llama(folder):
-    pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
-    t = Tokenizer(models.BPE()); t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    t.train_from_iterator(texts(), trainers.BpeTrainer(vocab_size=400, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    tok = HubTokenizer(t.to_str())
-    return export_model(randomised(Llama(LlamaConfig('qwen3', 2, 48, 4, 2, 16, 96, tok.vocab_size, 512, tied=True))), tok, folder)
+    tok = hub_tokenizer(texts(), 400)
+    return export_model(randomised(Llama(LlamaConfig('qwen3', 2, 48, 4, 2, 16, 96, tok.vocab_size, 512, tied=True)), .05), tok, folder)
 
-def config(tmp_path, arm, **kw): return override(make_config('smoke', arm=arm, run_dir=str(tmp_path/'run'), **kw), SHORT)
+def config(tmp_path, arm, **kw): return tiny_config(tmp_path/'run', arm, SHORT, **kw)
 
 @pytest.fixture(scope='module', params=[nanochat, llama], ids=['nanochat', 'llama'])
 def runs(request, tmp_path_factory):
@@ -51,7 +45,8 @@ def test_every_arm_runs_from_it(runs):
     assert (arms['rl']['steps'], arms['sft']['steps'])==(2, 0) and abs(arms['sft_plus']['residual']) < .001
     assert len({a['sft_sha256'] for a in arms.values()})==1
     for a in arms.values():
-        assert a['shape']==json.loads(json.dumps(dataclasses.asdict(model.shape))) and set(a['scores']['end'])=={'stories', 'spellingbee', 'choices'} and not a['not_run']
+        assert a['shape']==json.loads(json.dumps(dataclasses.asdict(model.shape)))
+        assert set(a['scores']['end'])=={'stories', 'spellingbee', 'choices'} and not a['not_run']
 
 def test_what_it_cost_is_unknown(runs):
     for a in runs[2].values(): assert a['base_flops'] is None and a['dev_seen'] is False
@@ -69,14 +64,15 @@ def test_it_may_move_but_not_change(runs, tmp_path):
     at = export_model(model, tok, other)
     with pytest.raises(UserError, match='was made from other settings'): run_arm(config(d, 'rl', base=str(at)), progress=False)
 
-def test_a_finished_arm_leaves_in_the_form_it_came(runs, tmp_path):
-    from exp2nb.bases.base import export_arm
+@pytest.mark.parametrize('arm', ['rl', 'sft'])
+def test_a_finished_arm_leaves_in_the_form_it_came(runs, tmp_path, arm):
+    "The SFT arm too, whose weights are the checkpoint that all arms share."
     d, base, arms = runs
-    folder = arm_folder(config(d, 'rl', base=str(base)))
-    back, tok, _ = load_base(export_arm(folder, tmp_path/'out'))
-    from exp2nb.store import load_artifact
-    for k,v in load_artifact(folder/'weights')[0].items(): assert torch.equal(v.float(), back.state_dict()[k].float()), k
-    assert 'rl on stories' in next((tmp_path/'out').rglob('README.md')).read_text()
+    folder = arm_folder(config(d, arm, base=str(base)))
+    back, _, _ = load_base(export_arm(folder, tmp_path/'out'))
+    assert weights_hash(back.state_dict())==(arms['sft']['sft_sha256'] if arm=='sft' else artifact_hash(folder/'weights'))
+    card = next((tmp_path/'out').rglob('README.md')).read_text(encoding='utf-8')
+    assert f'{arm} on stories' in card and '{' not in card
 
 def test_an_sft_checkpoint_that_exists_already(runs, tmp_path):
     d, base, arms = runs
@@ -86,7 +82,7 @@ def test_an_sft_checkpoint_that_exists_already(runs, tmp_path):
         assert set(a['scores'])=={'end'}   # no checkpoint is chosen on dev problems that somebody may have trained on
         assert a['sft_sha256']==arms['sft']['base_sha256']
     assert not (tmp_path/'run'/'sft').exists()
-    assert not any('dev_accuracy' in l for l in (arm_folder(config(tmp_path, 'rl', sft_checkpoint='x'))/'metrics.jsonl').read_text().splitlines())
+    assert 'dev_accuracy' not in (arm_folder(config(tmp_path, 'rl', sft_checkpoint='x'))/'metrics.jsonl').read_text(encoding='utf-8')
 
 def test_a_base_pretrained_here_has_its_price(tmp_path):
     "The FLOPs of its own ledger; unknown for a base that came from elsewhere."
@@ -97,9 +93,20 @@ def test_a_base_pretrained_here_has_its_price(tmp_path):
     assert base_flops(c)==7
     assert base_flops(dataclasses.replace(c, base='x')) is None
 
-@pytest.mark.parametrize('make,says', [(lambda d: d/'nothing', 'there is nothing at'), (lambda d: d, 'it holds neither model_XXXXXX.pt nor config.json'),
-                                       (lambda d: (d/'x.gguf').write_text('') or d, 'GGUF'), (lambda d: (d/'notes.txt').write_text('') or d/'notes.txt', "is a file that we don't know"),
-                                       (lambda d: (d/'config.json').write_text('{"model_type":"gpt2"}') and d, "model_type 'gpt2'")])
+def holding(name, text=''):
+    "A folder with one file in it."
+    def make(d):
+        (d/name).write_text(text, encoding='utf-8')
+        return d
+    return make
+
+@pytest.mark.parametrize('make,says', [
+    (lambda d: d/'nothing', 'there is nothing at'),
+    (lambda d: d, 'it holds neither model_XXXXXX.pt nor config.json'),
+    (holding('x.gguf'), 'GGUF'),
+    (lambda d: holding('notes.txt')(d)/'notes.txt', "is a file that we don't know"),
+    (holding('config.json', '{"model_type":"gpt2"}'), "model_type 'gpt2'"),
+    (holding('config.json', '[]'), 'not a JSON object')])
 @pytest.mark.parametrize('which', ['base', 'sft_checkpoint'])
 def test_what_is_not_recognised_is_one_sentence(which, make, says, tmp_path):
     folder = tmp_path/'it'
@@ -108,7 +115,8 @@ def test_what_is_not_recognised_is_one_sentence(which, make, says, tmp_path):
     assert says in str(e.value) and '\n' not in str(e.value)
 
 def test_not_both(tmp_path):
-    with pytest.raises(UserError, match='base and sft_checkpoint were both given'): Lab(config(tmp_path, 'rl', base='a', sft_checkpoint='b'))
+    with pytest.raises(UserError, match='base and sft_checkpoint were both given'):
+        Lab(config(tmp_path, 'rl', base='a', sft_checkpoint='b'))
 
 def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch, capfd):
     import sys, types
@@ -122,4 +130,5 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().err.count('wandb failed (OSError: no route to host): the run goes on without it')==1
     monkeypatch.setitem(sys.modules, 'wandb', module(lambda row, step=None: rows.append(step)))
     second = run_arm(dataclasses.replace(c, run_dir=str(tmp_path/'second')), progress=False)
-    assert [r for r in rows if isinstance(r, int)]==[1, 2] and rows[-1]=='finish' and second['scores']['end']['stories']['accuracy']==first['scores']['end']['stories']['accuracy']
+    assert [r for r in rows if isinstance(r, int)]==[1, 2] and rows[-1]=='finish'
+    assert second['scores']['end']['stories']['accuracy']==first['scores']['end']['stories']['accuracy']

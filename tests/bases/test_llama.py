@@ -1,7 +1,10 @@
 "Llama's family against transformers: logits of random models in, logits of saved models out, tokens and chat frames."
 import json
+from contextlib import nullcontext
 from pathlib import Path
 import pytest, torch
+from tiny import CHATML, LLAMA3, hub_tokenizer, randomised
+from safetensors.torch import load_file, save_file
 from exp2nb.bases import llama
 from exp2nb.config import UserError
 from exp2nb.engine import generate
@@ -10,8 +13,8 @@ from exp2nb.protocol import Segments
 transformers = pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
 
 ROPE3 = dict(rope_type='llama3', factor=8., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=32, rope_theta=5e4)
-BASE = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=301, max_position_embeddings=256,
-            attn_implementation='eager')
+BASE = dict(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, vocab_size=301,
+            max_position_embeddings=256, attn_implementation='eager')
 CASES = {
     'llama':          ('Llama', dict(rms_norm_eps=1e-5)),
     'llama-tied':     ('Llama', dict(tie_word_embeddings=True, num_attention_heads=8, num_key_value_heads=1)),
@@ -29,7 +32,7 @@ def reference(case, folder, **save):
     name,changes = CASES[case]
     torch.manual_seed(0)
     m = getattr(transformers, f'{name}ForCausalLM')(getattr(transformers, f'{name}Config')(**{**BASE, **changes})).float().eval()
-    for n,p in m.named_parameters(): torch.nn.init.normal_(p, 1. if 'norm' in n else 0., .15)
+    randomised(m, .15)
     m.save_pretrained(folder, **save)
     return m
 
@@ -42,7 +45,8 @@ def ours(model, ids):
 def theirs(model, ids): return model(ids[None]).logits[0].float()
 
 def build(folder):
-    return llama.build(llama.read_config(json.loads((Path(folder)/'config.json').read_text())), llama.read_safetensors(folder), folder)
+    d = json.loads((Path(folder)/'config.json').read_text())
+    return llama.build_llama(llama.read_hub_config(d), llama.read_safetensors(folder), folder)
 
 @pytest.mark.parametrize('case', CASES)
 def test_logits_both_ways(case, tmp_path):
@@ -70,26 +74,55 @@ def test_shards_and_what_is_wrong_with_them(tmp_path):
     with pytest.raises(UserError, match=shards[1].name+' is missing'): build(tmp_path)
     index = tmp_path/'model.safetensors.index.json'
     index.write_text(json.dumps({'weight_map':{'a':'../../secret.safetensors'}}))
-    with pytest.raises(UserError, match='not a file beside it'): build(tmp_path)
+    with pytest.raises(UserError, match='not a file next to it'): build(tmp_path)
     index.write_text('{')
     with pytest.raises(UserError, match='damaged'): build(tmp_path)
 
 def test_keys_at_odds(tmp_path):
     reference('qwen2', tmp_path)
     state, d = llama.read_safetensors(tmp_path), json.loads((tmp_path/'config.json').read_text())
-    with pytest.raises(UserError, match=r"'model.layers.0.self_attn.q_norm.weight'"): llama.build(llama.read_config({**d, 'model_type':'qwen3', 'head_dim':16}), {k:v for k,v in state.items() if 'bias' not in k})
-    with pytest.raises(UserError, match='embed_tokens.weight.* the configuration asks for'): llama.build(llama.read_config({**d, 'vocab_size':999}), state)
+    def make(state, **changes): return llama.build_llama(llama.read_hub_config({**d, **changes}), state)
+    with pytest.raises(UserError, match=r"'model.layers.0.self_attn.q_norm.weight'"):
+        make({k:v for k,v in state.items() if 'bias' not in k}, model_type='qwen3', head_dim=16)
+    with pytest.raises(UserError, match='embed_tokens.weight.* the configuration asks for'): make(state, vocab_size=999)
 
-# ---- tokenizers ------------------------------------------------------------------------------------------------------------------------------------------
+def test_a_head_of_its_own_in_a_tied_model_is_used_as_transformers_uses_it(tmp_path):
+    "A merged LoRA or a sharded training run writes one; a copy of the embedding is no head of its own."
+    reference('qwen2', tmp_path)
+    file, ids = tmp_path/'model.safetensors', torch.arange(20)
+    state = load_file(file)
+    for same in (True, False):
+        embed = state['model.embed_tokens.weight']
+        head = embed.clone() if same else torch.randn(embed.shape, generator=torch.Generator().manual_seed(1))
+        save_file(state | {'lm_head.weight':head}, file, metadata={'format':'pt'})
+        with nullcontext() if same else pytest.warns(UserWarning, match='lm_head.weight of its own'): model = build(tmp_path)
+        assert model.config.tied==same and model.roles().get('lm_head.weight')==(None if same else 'head')
+        ref = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation='eager', dtype=torch.float32).eval()
+        torch.testing.assert_close(ours(model, ids), theirs(ref, ids), atol=1e-4, rtol=0)
 
-CHATML, LLAMA3 = ['<|endoftext|>', '<|im_start|>', '<|im_end|>'], ['<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
+WRONG = {'model_type':[None, 7, ['llama'], {}], 'hidden_act':[7, None, []], 'rope_theta':['big', None, [], 0, True, float('nan')],
+         'rope_scaling':[7, [1], 'x', {'rope_type':7}, {'rope_type':['linear']}, {'rope_type':'linear'},
+                         {'rope_type':'linear', 'factor':'4'}],
+         'rms_norm_eps':['x', None, [], 0, -1], 'eos_token_id':['x', {}, [None], 1.5], 'num_hidden_layers':[0, '2', None, True, 2.],
+         'head_dim':[0, '8', [8]], 'num_key_value_heads':[3, 0]}
+
+@pytest.mark.parametrize('key, value', [(k, v) for k,vs in WRONG.items() for v in vs])
+def test_a_field_of_config_json_that_makes_no_sense_is_one_sentence(key, value):
+    d = dict(BASE, model_type='llama')
+    assert llama.read_hub_config(d).layers==3
+    with pytest.raises(UserError) as e: llama.read_hub_config({**d, key:value}, 'x/config.json')
+    assert 'x/config.json' in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('index', ['[]', '{}', '{"weight_map":[]}', '{"weight_map":{"a":7}}', '{"weight_map":{}}', 'null'])
+def test_an_index_of_any_shape_is_one_sentence(tmp_path, index):
+    (tmp_path/'model.safetensors.index.json').write_text(index, encoding='utf-8')
+    with pytest.raises(UserError, match='model.safetensors.index.json'): llama.read_safetensors(tmp_path)
+
+# ---- tokenizers
 
 def toy_tokenizer(tmp_path, size=340, specials=CHATML):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    t = Tokenizer(models.BPE()); t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    t.train_from_iterator(['Ann has 12 apples and 30 pears.', 'user assistant system: How many? naïve 東京 🙂']*9,
-                          trainers.BpeTrainer(vocab_size=size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    t.save(str(tmp_path/'tokenizer.json'))
+    texts = ['Ann has 12 apples and 30 pears.', 'user assistant system: How many? naïve 東京 🙂']*9
+    hub_tokenizer(texts, size, specials).save(tmp_path/'tokenizer.json')
     return llama.load_hub_tokenizer(tmp_path/'tokenizer.json')
 
 TEXTS = ['Ann has 12 apples.', ' two  spaces\n\n', 'naïve 東京 🙂', '<|im_end|> is text', '<|python_start|>1+1', '']
@@ -117,13 +150,15 @@ def test_chat_template_of_the_export_renders_what_we_render(tmp_path, specials):
 
 def test_mask_is_exactly_the_assistants_own(tmp_path):
     tok = toy_tokenizer(tmp_path)
-    conv = {'messages':[{'role':'user', 'content':'12+30?'}, {'role':'assistant', 'content':[{'type':'text', 'text':'So '}, {'type':'python', 'text':'12+30'},
-            {'type':'python_output', 'text':'42'}, {'type':'text', 'text':' #### 42'}]}, {'role':'user', 'content':'Sure?'}, {'role':'assistant', 'content':'Yes.'}]}
+    parts = [('text', 'So '), ('python', '12+30'), ('python_output', '42'), ('text', ' #### 42')]
+    conv = {'messages':[{'role':'user', 'content':'12+30?'}, {'role':'assistant', 'content':[{'type':t, 'text':x} for t,x in parts]},
+                        {'role':'user', 'content':'Sure?'}, {'role':'assistant', 'content':'Yes.'}]}
     ids,mask = tok.render(conv)
-    said = [i for i,m in zip(ids, mask, strict=True) if m]
-    assert tok.decode(said)=='So <|python_start|>12+30<|python_end|> #### 42<|assistant_end|>Yes.<|assistant_end|>'
-    assert tok.decode(ids)==('<|im_start|>user\n12+30?<|assistant_end|>\n<|im_start|>assistant\nSo <|python_start|>12+30<|python_end|><|output_start|>42<|output_end|> #### 42'
-                             '<|assistant_end|>\n<|im_start|>user\nSure?<|assistant_end|>\n<|im_start|>assistant\nYes.<|assistant_end|>')
+    own = [i for i,m in zip(ids, mask, strict=True) if m]
+    assert tok.decode(own)=='So <|python_start|>12+30<|python_end|> #### 42<|assistant_end|>Yes.<|assistant_end|>'
+    assert tok.decode(ids)==('<|im_start|>user\n12+30?<|assistant_end|>\n<|im_start|>assistant\n'
+                             'So <|python_start|>12+30<|python_end|><|output_start|>42<|output_end|> #### 42<|assistant_end|>\n'
+                             '<|im_start|>user\nSure?<|assistant_end|>\n<|im_start|>assistant\nYes.<|assistant_end|>')
 
 def test_rows_that_are_spare_are_used_before_the_model_grows(tmp_path):
     tok = toy_tokenizer(tmp_path)
@@ -138,5 +173,7 @@ def test_rows_that_are_spare_are_used_before_the_model_grows(tmp_path):
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
     from tokenizers import Tokenizer, decoders, models
-    t = Tokenizer(models.BPE()); t.decoder = decoders.Metaspace(); t.save(str(tmp_path/'tokenizer.json'))
+    t = Tokenizer(models.BPE())
+    t.decoder = decoders.Metaspace()
+    t.save(str(tmp_path/'tokenizer.json'))
     with pytest.raises(UserError, match='not a byte-level BPE'): llama.load_hub_tokenizer(tmp_path/'tokenizer.json')

@@ -3,6 +3,7 @@ import importlib.util, json, os
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from tiny import hub_tokenizer, randomised
 from exp2nb.bases.base import export_model, load_base, rebuild
 from exp2nb.store import describe
 from exp2nb.config import RLConfig, Rates, UserError
@@ -10,13 +11,16 @@ from exp2nb.engine import generate
 from exp2nb.flops import flop_counter
 from exp2nb.grpo import GRPO
 from exp2nb.ledger import Ledger
-from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
+from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.train import Amount, Conversations, Supervised
 
-CONVS = [{'messages':[{'role':'user', 'content':f'{a}+{b}?'}, {'role':'assistant', 'content':[{'type':'python', 'text':f'{a}+{b}'},
-          {'type':'python_output', 'text':str(a+b)}, {'type':'text', 'text':f'\n#### {a+b}'}]}]} for a in range(1, 6) for b in range(1, 6)]
+def addition(a, b):
+    parts = [{'type':'python', 'text':f'{a}+{b}'}, {'type':'python_output', 'text':str(a+b)}, {'type':'text', 'text':f'\n#### {a+b}'}]
+    return {'messages':[{'role':'user', 'content':f'{a}+{b}?'}, {'role':'assistant', 'content':parts}]}
+
+CONVS = [addition(a, b) for a in range(1, 6) for b in range(1, 6)]
 
 class Sums:
     "A target task that any babble solves now and then: an answer of even length is right."
@@ -24,26 +28,17 @@ class Sums:
     def __getitem__(self, i): return CONVS[i]
     def score(self, problem, text): return dict(correct=len(text)%2==0, parsed=True)
 
-def hub_tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    t = Tokenizer(models.BPE()); t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    t.train_from_iterator(['user assistant 1+2? ####'], trainers.BpeTrainer(vocab_size=270, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
-                          initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    return HubTokenizer(t.to_str())
+LLAMAS = dict(llama={}, qwen2=dict(qkv_bias=True, tied=True, windows=(None, 9)), qwen3=dict(tied=True))
 
 def family(name):
     "A random model and its tokenizer."
-    torch.manual_seed(0)
-    if name in ('smear', 'values', 'plain'):
+    if name in LLAMAS:
+        tok = hub_tokenizer(['user assistant 1+2? ####'], 270)
+        model = Llama(LlamaConfig(name, 2, 48, 4, 2, 16, 64, tok.vocab_size, 128, **LLAMAS[name]))
+    else:
         tok = train_tokenizer(['user assistant 1+2? ####']*3, 270)
         model = NanoChat(NanoConfig(3, 48, 4, 2, 64, tok.vocab_size, 320, 'SL', name))
-    else:
-        pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
-        tok = hub_tokenizer()
-        kw = dict(llama={}, qwen2=dict(qkv_bias=True, tied=True, windows=(None, 9)), qwen3=dict(tied=True))[name]
-        model = Llama(LlamaConfig(name, 2, 48, 4, 2, 16, 64, tok.vocab_size, 128, **kw))
-    for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n or 'norm' in n else 0., .1)
-    return model, tok
+    return randomised(model), tok
 
 ALL = ['smear', 'values', 'plain', 'llama', 'qwen2', 'qwen3']
 RATES = Rates(.01, .01, .001, .001)
@@ -57,7 +52,8 @@ def counted(stage):
 @pytest.mark.parametrize('name', ALL)
 def test_supervised_steps_learn_and_are_billed_right(name, tmp_path):
     model, tok = family(name)
-    stage = Supervised('sft', model, RATES, Conversations(CONVS, tok, 0, 128), Amount(100, 'steps'), Ledger(tmp_path/'ledger.jsonl', model.shape, 'sums'), 400, 300)
+    ledger = Ledger(tmp_path/'ledger.jsonl', model.shape, 'sums')
+    stage = Supervised('sft', model, RATES, Conversations(CONVS, tok, 0, 128), Amount(100, 'steps'), ledger, 400, 300)
     rows = [counted(stage) for _ in range(6)]
     assert all(abs(ours/c-1) < 1e-3 for _,c,ours in rows)
     assert rows[-1][0]['loss'] < rows[0][0]['loss']
@@ -66,8 +62,10 @@ def test_supervised_steps_learn_and_are_billed_right(name, tmp_path):
 def test_rl_steps_run_and_are_billed_right(name, tmp_path):
     model, tok = family(name)
     rl = replace(RLConfig(), problems=3, samples=4, max_new=10, rates=RATES, micro_tokens=200)
-    stage = GRPO(model, tok, Sums(), tok.render_prompt, rl, Amount(2, 'steps'), Ledger(tmp_path/'ledger.jsonl', model.shape, 'sums'), 0)
-    stage.folder, before = tmp_path, {k:v.clone() for k,v in model.state_dict().items()}
+    ledger = Ledger(tmp_path/'ledger.jsonl', model.shape, 'sums')
+    stage = GRPO(model, tok, Sums(), tok.render_prompt, rl, Amount(2, 'steps'), ledger, 0)
+    stage.folder = tmp_path
+    before = {k:v.clone() for k,v in model.state_dict().items()}
     row, c, ours = counted(stage)
     assert abs(ours/c-1) < 1e-3 and row['logprob_drift'] < 1e-4   # the gradient's log-probabilities are those of the cached rollout
     assert any(not torch.equal(v, before[k]) for k,v in model.state_dict().items())
@@ -85,8 +83,26 @@ def test_an_exported_arm_is_a_base(name, tmp_path):
     model, tok = family(name)
     at = export_model(model, tok, tmp_path/'out', card='# A card\n')
     back, tok2, meta = load_base(at)
-    assert (tmp_path/'out'/'README.md').read_text()=='# A card\n' and meta['train_flops'] is None and tok2.hash==tok.hash
+    assert (tmp_path/'out'/'README.md').read_text(encoding='utf-8')=='# A card\n' and meta['train_flops'] is None and tok2.hash==tok.hash
     for (n,p),q in zip(model.named_parameters(), back.parameters(), strict=True): assert torch.equal(p, q), n
+
+@pytest.mark.parametrize('name', ['smear', 'qwen2'])
+@pytest.mark.parametrize('exists', [True, False])
+def test_a_failed_export_leaves_nothing(name, exists, tmp_path, monkeypatch):
+    "Whatever fails, at whatever file: no folder, or the empty one that was there; and the second try succeeds."
+    model, tok = family(name)
+    out = tmp_path/'out'
+    if exists: out.mkdir()
+    write, left = Path.write_text, {}
+    def fails(self, *a, **k):
+        if self.name==left['at']: raise OSError(28, 'No space left on device')
+        return write(self, *a, **k)
+    monkeypatch.setattr(Path, 'write_text', fails)
+    for left['at'] in ('README.md', *dict(smear=['meta_000000.json'], qwen2=['config.json', 'tokenizer.json'])[name]):
+        with pytest.raises(UserError, match='disk is full'): export_model(model, tok, out, card='# A card\n')
+        assert list(tmp_path.iterdir())==([out] if exists else []) and not (exists and list(out.iterdir()))
+    left['at'] = ''
+    assert load_base(export_model(model, tok, out, card='# A card\n'))[2]['family']==model.family
 
 def test_bad_folders_are_one_sentence(tmp_path):
     model, tok = family('llama')
@@ -96,7 +112,7 @@ def test_bad_folders_are_one_sentence(tmp_path):
         change(f)
         with pytest.raises(UserError) as e: load_base(tmp_path/name)
         assert says in str(e.value) and '\n' not in str(e.value), str(e.value)
-    edit = lambda **kw: lambda f: f.write_text(json.dumps({**json.loads(f.read_text()), **kw}))
+    def edit(**kw): return lambda f: f.write_text(json.dumps({**json.loads(f.read_text()), **kw}))
     broken('a', 'tokenizer.json', Path.unlink, 'there is no tokenizer.json')
     broken('b', 'tokenizer.json', lambda f: f.write_text('{}'), 'is not a tokenizer')
     broken('c', 'model.safetensors', Path.unlink, 'is missing')
@@ -107,6 +123,9 @@ def test_bad_folders_are_one_sentence(tmp_path):
     broken('h', 'config.json', edit(num_hidden_layers=1), "has a tensor 'model.layers.1.")
     broken('i', 'config.json', edit(hidden_act='gelu'), "hidden_act 'gelu'")
     broken('j', 'config.json', lambda f: f.write_text('{"a":'), 'is not JSON')
+    for i,text in enumerate(('[]', 'null', '7', '"llama"')):
+        broken(f'l{i}', 'config.json', lambda f, text=text: f.write_text(text), 'not a JSON object')
+        broken(f'm{i}', 'tokenizer.json', lambda f, text=text: f.write_text(text), 'is not a tokenizer')
     broken('k', 'config.json', edit(quantization_config={'bits':4}), 'quantized')
     nano, ntok = family('smear')
     at = export_model(nano, ntok, tmp_path/'n')
@@ -116,7 +135,7 @@ def test_bad_folders_are_one_sentence(tmp_path):
     (tmp_path/'other'/'tokenizer'/'tokenizer.pkl').rename(tmp_path/'n'/'tokenizer'/'tokenizer.pkl')
     with pytest.raises(UserError, match="another model's tokenizer"): load_base(at)
 
-# ---- real weights ------------------------------------------------------------------------------------------------------------------------------------------
+# ---- real weights
 
 @pytest.fixture(scope='module')
 def smollm(tmp_path_factory):
@@ -154,12 +173,14 @@ def test_smollm_trains_on_gsm8k_and_the_ledger_agrees(smollm, tmp_path):
     model, tok, _ = load_base(smollm[0])
     task, rates = gsm8k('train', data), Rates(1e-4, 1e-5, 1e-5, 1e-5)
     rl = replace(RLConfig(), problems=1, samples=4, max_new=24, rates=rates)
-    stage = GRPO(model, tok, task, lambda p: tok.render_prompt(p.question), rl, Amount(1, 'steps'), Ledger(tmp_path/'rl.jsonl', model.shape, 'gsm8k'), 0,
-                 reward=lambda step,i,k,score: float(k%2))   # the arithmetic of a step, not the model's
+    def reward(step, i, k, score): return float(k%2)   # the arithmetic of a step, not the model's
+    def prompt(p): return tok.render_prompt(p.question)
+    stage = GRPO(model, tok, task, prompt, rl, Amount(1, 'steps'), Ledger(tmp_path/'rl.jsonl', model.shape, 'gsm8k'), 0, reward=reward)
     stage.folder = tmp_path
     row, c, ours = counted(stage)
     assert abs(ours/c-1) < 1e-3 and row['logprob_drift'] < 1e-3 and row['zero_advantage']==0
     convs = [task.conversation(task[i]) for i in range(8)]
-    sft = Supervised('sft', model, rates, Conversations(convs, tok, 0, 1024), Amount(2, 'steps'), Ledger(tmp_path/'sft.jsonl', model.shape, 'gsm8k'), 300, 300)
+    ledger = Ledger(tmp_path/'sft.jsonl', model.shape, 'gsm8k')
+    sft = Supervised('sft', model, rates, Conversations(convs, tok, 0, 1024), Amount(2, 'steps'), ledger, 300, 300)
     rows = [counted(sft) for _ in range(2)]
     assert all(abs(ours/c-1) < 1e-3 for _,c,ours in rows) and all(r[0]['loss'] < 5 for r in rows)

@@ -1,8 +1,9 @@
 "nanochat's own logits: against stored vectors of five of its versions, and live where NANOCHAT_DIR names a checkout."
 import json, os, pickle, subprocess, sys
 from pathlib import Path
-import pytest, torch
+import pytest, tiktoken, torch
 from safetensors import safe_open
+from tiny import randomised
 from exp2nb.bases import nanochat
 from exp2nb.bases.base import export_model
 from exp2nb.config import ModelConfig, UserError
@@ -11,7 +12,7 @@ from exp2nb.model import Transformer
 from exp2nb.protocol import Segments
 from exp2nb.tokenizer import train_tokenizer
 
-VECTORS = Path(__file__).parent/'vectors'
+VECTORS = Path(__file__).parents[1]/'vectors'
 LIVE = os.environ.get('NANOCHAT_DIR')
 live = pytest.mark.skipif(not LIVE, reason='NANOCHAT_DIR names no nanochat checkout')
 
@@ -21,8 +22,8 @@ def load_vectors(path):
         state = {k[2:]: f.get_tensor(k).float()/64 for k in f.keys() if k.startswith('w.')}
         rest = {k: f.get_tensor(k) for k in f.keys() if not k.startswith('w.')}
         meta = f.metadata()
-    c = nanochat.read_config({'model_config': json.loads(meta['model_config'])}, {k:tuple(v.shape) for k,v in state.items()})
-    return nanochat.build(c, state), rest, meta
+    c = nanochat.read_meta({'model_config': json.loads(meta['model_config'])}, {k:tuple(v.shape) for k,v in state.items()})
+    return nanochat.build_nanochat(c, state), rest, meta
 
 @torch.no_grad()
 def full(model, ids):
@@ -63,7 +64,8 @@ def test_a_window_of_the_wrong_size_would_be_seen():
 @live
 @pytest.mark.parametrize('case', ['gqa-window', 'mha-long', 'mqa-short', 'old'])
 def test_live_logits(case, tmp_path):
-    subprocess.run([sys.executable, '-O', VECTORS/'make_nanochat.py', LIVE, case, tmp_path/'v.safetensors'], check=True, capture_output=True)
+    command = [sys.executable, '-O', VECTORS/'make_nanochat.py', LIVE, case, tmp_path/'v.safetensors']
+    subprocess.run(command, check=True, capture_output=True)
     check(tmp_path/'v.safetensors')
 
 @live
@@ -71,10 +73,11 @@ def test_live_logits(case, tmp_path):
 def test_live_nanochat_loads_what_we_save(family, tmp_path):
     "nanochat's own loader and tokenizer read an exported arm, also one of our own family, and its logits there are ours."
     tok = train_tokenizer(['Ann has 12 apples and buys 30 more.']*3, 300)
-    torch.manual_seed(0)
     if family=='nanochat': model = nanochat.NanoChat(nanochat.NanoConfig(3, 48, 4, 2, 64, tok.vocab_size, 320, 'SL'))
-    else: model = Transformer(ModelConfig(3, aspect=16, head_dim=12, kv_groups=2, vocab=tok.vocab_size, context=64, pattern='SL', short_window=129))
-    for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n else 0., .15)
+    else:
+        small = dict(aspect=16, head_dim=12, kv_groups=2, vocab=tok.vocab_size, context=64, pattern='SL', short_window=129)
+        model = Transformer(ModelConfig(3, **small))
+    randomised(model, .15)
     at = export_model(model, tok, tmp_path/'base', step=5)
     ids = tok.render_prompt('Ann has 12 apples.')
     torch.save(torch.tensor([ids]), tmp_path/'ids.pt')
@@ -92,7 +95,7 @@ def test_live_nanochat_loads_what_we_save(family, tmp_path):
     back, tok2, meta = nanochat.load_nanochat(at)
     assert tok2.hash==tok.hash and meta['step']==5
 
-# ---- hostile files -------------------------------------------------------------------------------------------------------------------------------------------
+# ---- hostile files
 
 class Call:
     "Pickles as a call of `f(*args)`."
@@ -100,11 +103,11 @@ class Call:
     def __reduce__(self): return self.f, self.args
 
 def encoding(**changes):
-    import tiktoken
+    "A whole encoding, or one with some of its fields replaced behind tiktoken's back."
     tok = train_tokenizer(['hello hello']*3, 265)
-    fields = dict(name='rustbpe', pat_str=tok.pattern, mergeable_ranks=tok.ranks, special_tokens={f'<|{r}|>':i for r,i in tok.special.items()})
-    e = tiktoken.Encoding(**fields)
-    e.__dict__.update({dict(pat_str='_pat_str', mergeable_ranks='_mergeable_ranks', special_tokens='_special_tokens').get(k, k):v for k,v in changes.items()})
+    specials = {f'<|{r}|>':i for r,i in tok.special.items()}
+    e = tiktoken.Encoding('rustbpe', pat_str=tok.pattern, mergeable_ranks=tok.ranks, special_tokens=specials)
+    for k,v in changes.items(): setattr(e, f'_{k}', v)
     return e
 
 def hostile(flag):
@@ -123,7 +126,7 @@ def hostile(flag):
     yield 'state set on the class', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93}\x8c\x01x\x8c\x01ysb.'
     yield 'extension', b'\x80\x04\x82\x01.'
     yield 'persistent id', b'\x80\x04\x8c\x01xQ.'
-    yield 'by name', pickle.dumps(__import__('tiktoken').get_encoding) + b''
+    yield 'by name', pickle.dumps(tiktoken.get_encoding)
     yield 'a registered name as state', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x0bcl100k_baseb.'
     yield 'no state', b'\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81.'
     yield 'list', pickle.dumps([1, 2])
@@ -169,12 +172,13 @@ def test_live_nanochat_is_timed_doing_the_same():
     from exp2nb.fast import bench
     w = bench.Workload(depth=2, width=32, head_dim=16, vocab=64, problems=2, samples=4, prompt=8, new=6)
     engine, ours = bench.from_checkout(w, LIVE)
-    said = bench.nanochat_rollout(engine, w, rows=3, temperature=0.)
+    theirs = bench.nanochat_rollout(engine, w, rows=3, temperature=0.)
     samples,_ = bench.generate(ours, None, w.prompts(), n=4, max_new=6, temperature=0)
-    assert [x for xs in said for x in xs]==[s.tokens for s in samples]
+    assert [x for xs in theirs for x in xs]==[s.tokens for s in samples]
     samples,_ = bench.generate(ours, None, w.prompts(), n=4, max_new=6)
     groups = bench.make_groups(w, w.prompts(), samples)
-    a = bench.nanochat_gradient(engine.model, w.prompts(), [[s.tokens for s in g.samples] for g in groups], [g.weights for g in groups], rows=3)
+    tokens = [[s.tokens for s in g.samples] for g in groups]
+    a = bench.nanochat_gradient(engine.model, w.prompts(), tokens, [g.weights for g in groups], rows=3)
     b = bench.our_gradient(ours, groups, w)
     assert a==pytest.approx(b, rel=1e-4)
     theirs = dict(engine.model.named_parameters())
@@ -184,3 +188,29 @@ def test_live_nanochat_is_timed_doing_the_same():
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     from exp2nb.fast import bench
     with pytest.raises(UserError, match='is no checkout of nanochat'): bench.from_checkout(bench.Workload(), tmp_path)
+
+@pytest.mark.parametrize('content', ['[]', 'null', '7', '"x"', '{', '', '[' * 100_000, '{}', '{"model_config":[]}',
+                                     '{"model_config":{"n_layer":-1}}'])
+def test_meta_of_any_shape_is_one_sentence(tmp_path, content):
+    torch.save({'lm_head.weight': torch.ones(2, 2)}, tmp_path/'model_000001.pt')
+    (tmp_path/'meta_000001.json').write_text(content, encoding='utf-8')
+    with pytest.raises(UserError) as e: nanochat.load_nanochat(tmp_path)
+    assert 'meta_000001.json' in str(e.value) and '\n' not in str(e.value)
+
+def meta_of(**changes):
+    mc = dict(sequence_len=16, vocab_size=61, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, window_pattern='L')
+    return {'model_config': mc | changes}
+
+@pytest.mark.parametrize('meta', [
+    *(meta_of(**{k:v}) for k in ('n_layer', 'n_head', 'n_embd', 'sequence_len', 'vocab_size')
+      for v in (0, -1, True, None, 2., '2', [2], {})),
+    *(meta_of(window_pattern=v) for v in ('', 'X', 3, [], None)),
+    *(meta_of() | {'softcap':v} for v in (0, -1, None, '15', [], True, float('nan'), float('inf')))])
+def test_a_field_that_makes_no_sense_is_one_sentence(meta):
+    with pytest.raises(UserError) as e: nanochat.read_meta(meta, {}, 'meta.json')
+    assert 'meta.json' in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('shapes', [{'lm_head.weight':()}, *({'transformer.h.0.attn.ve_gate.weight':s} for s in ((), (3,)))])
+def test_tensors_of_any_shape_are_read_or_refused(shapes):
+    c = nanochat.read_meta(meta_of(), shapes)
+    with pytest.raises(UserError): nanochat.build_nanochat(c, {k:torch.ones(s) for k,s in shapes.items()})
