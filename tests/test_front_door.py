@@ -1,0 +1,133 @@
+"""What a newcomer meets first holds: README says what the record says, every link leads somewhere, nbdev leaves README alone, the workflows are sound."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT/'README.md').read_text(encoding='utf-8')
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+PAGES = [ROOT/'README.md', ROOT/'CONTRIBUTING.md', ROOT/'CHANGELOG.md', *(ROOT/'records').rglob('*.md'), *NOTEBOOKS]
+ENV = {**os.environ, 'PATH': f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+def prose(path):
+    "A page's text; of a notebook, its Markdown cells."
+    text = path.read_text(encoding='utf-8')
+    if path.suffix != '.ipynb': return text
+    return '\n\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type']=='markdown')
+
+def links(path):
+    "Where a page's relative links lead, code left out."
+    text = re.sub(r'```.*?```|`[^`\n]*`', '', prose(path), flags=re.S)
+    found = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    return [to for to in found if not re.match(r'[a-z]+:|#|data:', to)]
+
+def in_points(x): return f'{100*x:.1f}'.replace('-', '−')
+
+# README
+
+def test_readme_is_short_and_leads_on():
+    assert len(README.encode()) <= 6*1024
+    for name in ('16_grpo', '11_ledger', '09_flops', '20_stats', '19_arms'):
+        assert f'](nbs/{name}.ipynb)' in README
+
+def test_readme_and_index_ask_the_same_question():
+    title, question = README.split('\n\n')[:2]
+    asked = question.replace('**', '').replace('\n', ' ')
+    index = prose(ROOT/'nbs/index.ipynb')
+    assert title in index and asked in index
+
+def test_readme_says_what_the_record_says():
+    result = json.loads((ROOT/'records/embedded/result.json').read_text())
+    verdict, arms = result['verdict'], {arm: row['stories']['mean'] for arm,row in result['arms'].items()}
+    for page in (README, (ROOT/'records/embedded/README.md').read_text(encoding='utf-8')):
+        assert f"{in_points(abs(verdict['difference']))} points below extra SFT" in page
+        assert ' to '.join(map(in_points, verdict['interval'])) in page
+        for gain in (arms['rl']-arms['sft'], arms['sft_plus']-arms['sft']): assert in_points(gain) in page
+    assert f"{in_points(arms['sft'])} %" in README
+
+def test_readme_shows_every_preset():
+    from exp2nb.config import PRESETS
+    for name in PRESETS: assert f'| `{name}` |' in README
+
+# Links
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    gone = [to for to in links(page) if not (page.parent/to.partition('#')[0]).exists()]
+    assert not gone, f'{page.relative_to(ROOT)} links to {gone}'
+
+def test_the_index_lists_every_notebook():
+    listed = {(ROOT/'nbs'/to).resolve() for to in links(ROOT/'nbs/index.ipynb')}
+    assert not [str(p.relative_to(ROOT)) for p in NOTEBOOKS if p.resolve() not in listed and p.name!='index.ipynb']
+
+def test_the_picture_of_a_step_names_real_modules():
+    picture = (ROOT/'nbs/images/rl_step.svg').read_text(encoding='utf-8')
+    names = {n for text in re.findall(r'class="module">([^<]+)<', picture) for n in text.split(', ')}
+    assert len(names) > 8
+    linked = ' '.join(links(ROOT/'nbs/16_grpo.ipynb'))
+    for n in names - {'grpo'}:
+        assert (ROOT/f'exp2nb/{n}.py').exists() and f'_{n}.ipynb' in linked, n
+
+# nbdev and the web page
+
+def test_nbdev_leaves_readme_alone(tmp_path):
+    "nbdev_prepare and nbdev_docs call nbdev_readme, which replaces README.md where index.ipynb is newer and Quarto is installed."
+    pytest.importorskip('nbdev', reason='nbdev is not installed: pip install -e .[dev]')
+    for name in ('settings.ini', 'README.md', 'pyproject.toml'): shutil.copy(ROOT/name, tmp_path)
+    for name in ('nbs', 'exp2nb'): (tmp_path/name).mkdir()
+    shutil.copy(ROOT/'nbs/index.ipynb', tmp_path/'nbs')
+    os.utime(tmp_path/'README.md', (0, 0))
+    quarto = tmp_path/'bin/quarto'
+    quarto.parent.mkdir()
+    quarto.write_text(f'#!/bin/sh\ntouch {tmp_path}/quarto-was-called\n')
+    quarto.chmod(0o755)
+    code = 'from nbdev.quarto import nbdev_readme, refresh_quarto_yml; refresh_quarto_yml(); nbdev_readme.__wrapped__(chk_time=True)'
+    env = {**ENV, 'PATH': f"{quarto.parent}:{ENV['PATH']}"}
+    r = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert r.returncode==0, r.stderr
+    assert not (tmp_path/'quarto-was-called').exists()
+    assert (tmp_path/'README.md').read_text(encoding='utf-8') == README
+
+def test_no_invented_addresses():
+    for name in ('settings.ini', 'pyproject.toml', 'CITATION.cff', 'exp2nb/_modidx.py'):
+        assert not re.search(r'example\.(org|com)|github\.com/exp2nb|github\.io', (ROOT/name).read_text(encoding='utf-8')), name
+
+def test_citation():
+    yaml = pytest.importorskip('yaml', reason='PyYAML is not installed: pip install pyyaml')
+    cff = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    settings = dict(re.findall(r'^(\w+) = (.+)$', (ROOT/'settings.ini').read_text(encoding='utf-8'), re.M))
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(cff)
+    assert cff['authors'] == [dict(name=settings['author'])] and cff['version'] == settings['version']
+
+def test_the_book_builds(tmp_path):
+    "Sphinx turns any broken link between pages into an error (-W)."
+    pytest.importorskip('sphinx_book_theme', reason='Sphinx is not installed: pip install -e .[book], or bash runs/book.sh')
+    r = subprocess.run(['bash', ROOT/'runs/book.sh', tmp_path], env={**ENV, 'EXP2_ENV': 'active'}, capture_output=True, text=True, timeout=600)
+    assert r.returncode==0, r.stderr
+    page = (tmp_path/'nbs/16_grpo.html').read_text(encoding='utf-8')
+    assert 'rl_step.svg' in page and '#| export' not in page and (tmp_path/'index.html').exists()
+
+# Workflows: nothing here runs them
+
+WORKFLOWS = sorted((ROOT/'.github/workflows').glob('*.yml'))
+
+@pytest.mark.parametrize('linter', [['check-jsonschema', '--builtin-schema', 'vendor.github-workflows'], ['zizmor', '--offline', '--no-progress'], ['actionlint']],
+                         ids=lambda x: x[0])
+def test_workflows_are_sound(linter):
+    if not shutil.which(linter[0], path=ENV['PATH']): pytest.skip(f'{linter[0]} is not installed: pip install -e .[dev] has check-jsonschema and zizmor')
+    r = subprocess.run([*linter, *WORKFLOWS], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
+    assert r.returncode==0, r.stdout + r.stderr
+
+def test_workflows_run_what_is_there():
+    yaml = pytest.importorskip('yaml', reason='PyYAML is not installed: pip install pyyaml')
+    assert [p.stem for p in WORKFLOWS] == ['book', 'test']
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())['jobs'].values():
+            for step in job['steps']:
+                for script in re.findall(r'bash (\S+)', step.get('run', '')): assert (ROOT/script).exists(), script
