@@ -1039,6 +1039,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'exp2nb.store._identity': ('store.html#_identity', 'exp2nb/store.py'),
                               'exp2nb.store._leaves': ('store.html#_leaves', 'exp2nb/store.py'),
                               'exp2nb.store._open_lock': ('store.html#_open_lock', 'exp2nb/store.py'),
+                              'exp2nb.store._owner': ('store.html#_owner', 'exp2nb/store.py'),
                               'exp2nb.store._plain': ('store.html#_plain', 'exp2nb/store.py'),
                               'exp2nb.store._try_lock': ('store.html#_try_lock', 'exp2nb/store.py'),
                               'exp2nb.store._who': ('store.html#_who', 'exp2nb/store.py'),

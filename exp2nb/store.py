@@ -309,7 +309,7 @@ def atomic_folder(
     finally:
         for leftover in (tmp, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/10_store.ipynb #13af7e38
+# %% ../nbs/10_store.ipynb #47167053
 MANIFEST = {'tensors.safetensors': dict(bytes=int, sha256=str), 'state.json': dict(bytes=int, sha256=str)}   # what a manifest needs
 
 def damage(
@@ -320,8 +320,9 @@ def damage(
     with os_errors(path, 'read'):
         if not path.exists(): return 'manifest.json is missing'
         if not path.stat().st_size: return 'manifest.json is empty'
-        try: manifest = read_json(path, needs=MANIFEST)
-        except UserError: return 'manifest.json is damaged'
+        try: manifest = json.loads(path.read_bytes())
+        except (ValueError, RecursionError): manifest = None
+        if misfit(manifest, MANIFEST): return 'manifest.json is damaged'
         for name,m in manifest.items():
             if bad := _file_damage(Path(folder)/name, m['bytes'], m['sha256']): return f'{name} {bad}'
     return ''
@@ -335,7 +336,7 @@ def _file_damage(f, size, sha):
     if found > size: return f'is too long ({found} of {size} bytes)'
     return '' if sha256_of(f)==sha else 'was altered (its SHA-256 differs from the manifest)'
 
-# %% ../nbs/10_store.ipynb #de383f64
+# %% ../nbs/10_store.ipynb #8277faa4
 def save_state(
     path,  # the folder to make or replace
     state, # a nest, see `pack`
@@ -343,8 +344,9 @@ def save_state(
     "Save a nested state as a folder of safetensors, JSON and manifest."
     with atomic_folder(path) as tmp:
         tensors, tree = pack(state)
-        save_file(tensors, tmp/'tensors.safetensors')
         (tmp/'state.json').write_text(json.dumps(tree, indent=1), encoding='utf-8')
+        save_file(tensors, tmp/'tensors.safetensors')
+        shutil.copymode(tmp/'state.json', tmp/'tensors.safetensors')   # safetensors lets only the owner read
 
 def load_state(
     path,           # a folder made by `save_state`
@@ -553,7 +555,7 @@ def _forget():
     _held.clear()
 os.register_at_fork(after_in_child=_forget)
 
-# %% ../nbs/10_store.ipynb #8881429e
+# %% ../nbs/10_store.ipynb #cded6aa3
 class Claim:
     "The exclusive right to write into a folder, for file systems without `flock`."
     renew, dead = 20, 600   # seconds: between renewals; without a renewal, until the owner counts as dead
@@ -575,9 +577,7 @@ class Claim:
 
     def read(self)->dict:
         "The owner's identity; {} if it can't be read."
-        try: owner = json.loads(self.path.read_bytes())
-        except (OSError, ValueError): return {}
-        return owner if isinstance(owner, dict) else {}
+        return _owner(self.path)
 
     def living(self)->bool:
         "Is there an owner who is alive?"
@@ -592,6 +592,13 @@ class Claim:
         self.released.set()
         if os.getpid()==self.me['pid']: self._remove(self.me)   # a forked child owns nothing
 
+# %% ../nbs/10_store.ipynb #55529e27
+def _owner(path)->dict:
+    "Who wrote a lock file; {} if it can't be read or says something else."
+    try: owner = json.loads(path.read_bytes())
+    except (OSError, ValueError): return {}
+    return owner if misfit(owner, dict(pid=int, host=str, started=float))=='' else {}
+
 def _alive(pid:int)->bool:
     "Does a process of this machine exist?"
     try: os.kill(pid, 0)
@@ -599,7 +606,6 @@ def _alive(pid:int)->bool:
     except PermissionError: pass
     return True
 
-# %% ../nbs/10_store.ipynb #caf8cbc8
 @patch
 def _now(self:Claim)->float:
     "The file system's clock; this machine's where nothing can be written."
@@ -615,8 +621,7 @@ def _remove(self:Claim, owner:dict)->bool:
     gone = self.path.with_name(f".lock-{self.me['key']}")
     try: os.rename(self.path, gone)
     except FileNotFoundError: return True
-    try: mistaken = json.loads(gone.read_bytes()).get('key')!=owner.get('key')
-    except ValueError: mistaken = False
+    mistaken = _owner(gone).get('key')!=owner.get('key')
     if mistaken: os.rename(gone, self.path)
     else: gone.unlink()
     return not mistaken
@@ -632,7 +637,7 @@ def _renew(self:Claim):
             print(f'{folder} was taken over by {_who(folder)} while this process stood still, so it ends.', file=sys.stderr, flush=True)
             os._exit(1)
 
-# %% ../nbs/10_store.ipynb #d84afb03
+# %% ../nbs/10_store.ipynb #74aab2fa
 def lock_holder(folder)->dict:  # pid, host and started (seconds since 1970); None if nobody writes
     "Who writes to a folder now. Raises `UserError` if its lock can't be read."
     path, claim = Path(folder)/'.lock', Claim(folder)
@@ -641,9 +646,7 @@ def lock_holder(folder)->dict:  # pid, host and started (seconds since 1970); No
         if not path.exists(): return None
         with open(path, 'rb') as f:
             if _try_lock(f.fileno(), fcntl.LOCK_SH) is not False: return None
-            try: holder = json.load(f)
-            except ValueError: holder = None
-    return dict(pid=None, host=None, started=None) | (holder if isinstance(holder, dict) else {})
+    return dict(pid=None, host=None, started=None) | _owner(path)
 
 def _who(folder):
     "The writer, in words."
