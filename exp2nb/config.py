@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Count', 'Cap', 'Share', 'Rate', 'Heat', 'Place', 'MATCH_ON', 'PRESETS', 'TARGETS', 'ROOM', 'UserError',
-           'check_choice', 'shown', 'cli_errors', 'as_number', 'Whole', 'Number', 'Word', 'Text', 'Flag', 'Several',
-           'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig', 'EvalConfig', 'Config',
-           'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'versions',
-           'device_of', 'dtype_of', 'run_folder']
+           'check_choice', 'shown', 'as_number', 'Whole', 'Number', 'Word', 'Text', 'Flag', 'Several', 'ModelConfig',
+           'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig', 'EvalConfig', 'Config', 'make_config',
+           'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'versions', 'device_of',
+           'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #94e6f540
-import dataclasses, functools, hashlib, importlib.metadata, json, math, os, platform, re, subprocess, sys
+import dataclasses, hashlib, importlib.metadata, json, math, os, platform, re, subprocess
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -33,17 +33,6 @@ def shown(value)->str:
     "A value as a message quotes it: at most 60 characters."
     text = repr(value)
     return text if len(text) <= 60 else text[:57]+'...'
-
-# %% ../nbs/00_config.ipynb #05c10e08
-def cli_errors(f):
-    "Decorate a console script's function: a `UserError` becomes one line on stderr and exit code 2."
-    @functools.wraps(f)
-    def inner(*args, **kwargs):
-        try: return f(*args, **kwargs)
-        except UserError as e:
-            print(f'error: {e}', file=sys.stderr)
-            sys.exit(2)
-    return inner
 
 # %% ../nbs/00_config.ipynb #c0b69f69
 def as_number(value):
@@ -358,7 +347,8 @@ def checked(c:Config)->Config:
     if c.base and c.sft_checkpoint: raise UserError('base and sft_checkpoint were both given: give the one that the run starts from.')
     for name,new in (('rl', c.rl.max_new), ('eval', c.eval.max_new)):
         if new >= m.context and not (c.base or c.sft_checkpoint):
-            raise UserError(f'{name}.max_new={new} leaves no room for a prompt in a context of {m.context}: lower it, or raise model.context.')
+            says = f'{name}.max_new={new} leaves no room for a prompt in a context of {m.context}'
+            raise UserError(f'{says}: lower it, or raise model.context.')
     if c.n_test and c.eval.max_items:
         raise UserError(f'n_test={c.n_test} and eval.max_items={c.eval.max_items} both cap the test problems: set n_test alone.')
     return c

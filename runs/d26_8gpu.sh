@@ -3,5 +3,5 @@
 #   bash runs/d26_8gpu.sh [--dry-run] [any option of runs/exp2.sh]
 # With a base of your own (--base PATH: nanochat's d26, or a Llama-type model) nothing is pretrained here.
 # Three seeds or more are what a verdict needs at these accuracies: --seeds 3 repeats everything after the shared SFT.
-# Metrics in W&B or trackio as well: --changes tracker=wandb. From an SFT checkpoint that you have: --changes sft_checkpoint=/its/path
+# Metrics in W&B or trackio as well: --tracker wandb. From an SFT checkpoint that you have: --sft-checkpoint /its/path
 DEVICES=8 exec bash "$(dirname "$0")/exp2.sh" --preset d26 "$@"   # DEVICES is for the plan that --dry-run prints

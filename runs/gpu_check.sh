@@ -15,5 +15,5 @@ fi
 echo "== the engine against the plain model on $device"
 failed=0; EXP2_DEVICE=$device python -m pytest -q tests/test_engine.py || failed=$?
 echo "== the RL step"
-python -c 'from exp2nb.fast.bench import main; main()' --preset d12 --plain-problems 1 --no-trl --device "$device" ${args[@]+"${args[@]}"}
+exp2_bench --preset d12 --plain-problems 1 --no-trl --device "$device" ${args[@]+"${args[@]}"}
 [ $failed = 0 ] || { echo "error: the engine does not agree with the plain model here (see above): trust no figure." >&2; exit "$failed"; }

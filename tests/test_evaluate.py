@@ -9,7 +9,6 @@ from exp2nb.config import ModelConfig
 from exp2nb.tools.eval import exp2_eval
 from exp2nb.evaluate import Oracle, choice_items, evaluate, score_all, score_rows, item
 from exp2nb.model import Transformer
-from exp2nb.tools.cli import console
 from exp2nb.store import read_jsonl, save_checkpoint
 from exp2nb.tasks import TASKS, make_task
 from exp2nb.tokenizer import train_tokenizer
@@ -151,7 +150,7 @@ def hub_folder(tmp_path_factory):
 def call(capsys, *args):
     "Exit code, stdout, stderr."
     code = 0
-    try: console(exp2_eval, [str(a) for a in args])
+    try: code = exp2_eval.main([str(a) for a in args])
     except SystemExit as e: code = e.code
     said = capsys.readouterr()
     return code, said.out, said.err
@@ -190,7 +189,7 @@ def test_missing_sets_are_not_run_and_never_zero(folders, capsys, tmp_path):
 
 @pytest.mark.parametrize('args,word', [
     (['--task','mmul'], 'choose one of'), (['--n-samples','-1'], '--n-samples'), (['--n-samples','many'], '--n-samples'), (['--temperature','0'], '--temperature'),
-    (['--max-items','-3'], '--max-items'), (['--data-dir','/no/such/folder'], '--data-dir'), (['--device','abacus'], 'cuda'), (['--chekpoint','x'], '--help')])
+    (['--max-items','-3'], '--max-items'), (['--data-dir','/no/such/folder'], '--data-dir'), (['--device','abacus'], 'cuda'), (['--chekpoint','x'], '--chekpoint is not an option')])
 def test_bad_input_is_one_line(folders, capsys, args, word):
     code, out, err = call(capsys, '--checkpoint', folders['arm'], *args)
     assert code==2 and out=='' and len(err.strip().splitlines())==1 and word in err
@@ -202,6 +201,6 @@ def test_checkpoints_that_are_none(folders, capsys, tmp_path):
         assert (code, out)==(2, '') and word in err and len(err.strip().splitlines())==1
 
 def test_help_in_a_fresh_process():
-    r = subprocess.run([sys.executable, '-c', 'from exp2nb.tools.eval import main; main()', '--help'], capture_output=True, text=True, timeout=120)
+    r = subprocess.run([sys.executable, '-c', 'from exp2nb.tools.eval import exp2_eval; exp2_eval.main()', '--help'], capture_output=True, text=True, timeout=120)
     assert r.returncode==0
     for o in ('--checkpoint', '--task', '--n-samples', '--temperature', '--max-items', '--data-dir', '--json', '--allow-unsafe'): assert o in r.stdout

@@ -326,7 +326,7 @@ def test_a_refusal_arrives_as_what_it_is():
 
 def torchrun(run, arm):
     "One arm by `torchrun` with two processes, on a port that the store chose itself."
-    main = "from exp2nb.tools.queue import arm_main; arm_main()"
+    main = "import sys; from exp2nb.tools.queue import exp2_arm; sys.exit(exp2_arm.main())"
     sizes = [x for k,v in SIZES.items() for x in (f"--{k.replace('_', '-')}", str(v))]
     args = ['--arm', arm, '--preset', 'smoke', '--run-dir', str(run), *sizes, '--changes', CHANGES]
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python']

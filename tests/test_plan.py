@@ -1,26 +1,50 @@
 "exp2_plan as users call it, and its figures against the ledger's functions."
-import json, subprocess, sys
+import json
+import subprocess
+import sys
+from dataclasses import replace
 import pytest
 from exp2nb.config import PRESETS, make_config, override
 from exp2nb.flops import decode_flops, muon_flops, prefill_flops, train_flops
 from exp2nb.ledger import Budget
 from exp2nb.model import shape_of
-from exp2nb.tools.plan import plan, plan_text, sft_step
+from exp2nb.tools.plan import exp2_plan, plan, plan_text, sft_step
 
-def cli(*args): return subprocess.run([sys.executable, '-c', 'from exp2nb.tools.plan import main; main()', *args], capture_output=True, text=True, timeout=120)
+MAIN = 'import sys; from exp2nb.tools.plan import exp2_plan; sys.exit(exp2_plan.main())'
+
+def cli(*args): return subprocess.run([sys.executable, '-c', MAIN, *args], capture_output=True, text=True, timeout=600)
 
 def test_command_line():
-    r = cli('--preset', 'd12', '--prompt-tokens', '90', '--completion-tokens=120', '--samples', '8', '--devices', '4', '--mfu', '0.5', '--json')
+    given = '--preset d12 --prompt-tokens 90 --completion-tokens=120 --samples 8 --devices 4 --mfu 0.5 --json'
+    r = cli(*given.split())
     p = json.loads(r.stdout)
     assert r.returncode==0 and (p['prompt_tokens'], p['completion_tokens'], p['samples'], p['devices'], p['mfu'])==(90, 120, 8, 4, .5)
     text = cli('--help').stdout
     for o in ('--preset', '--prompt-tokens', '--completion-tokens', '--samples', '--devices', '--mfu', '--json'): assert o in text
 
-@pytest.mark.parametrize('args,word', [(['--preset','d13'], 'choose one of smoke, tiny, d12, d26'), (['--preset','d12','--mfu','0'], '--mfu'), (['--preset','d12','--device','abacus'], 'h100'),
-                                       (['--preset','d12','--devices','0'], '--devices'), (['--preset','d12','--prompt-tokens','9000'], 'context'), (['--preset','d12','--samples','-1'], '--samples')])
-def test_bad_input_is_one_line(args, word):
-    r = cli(*args)
-    assert r.returncode==2 and r.stdout=='' and len(r.stderr.strip().splitlines())==1 and word in r.stderr
+WRONG = [('--preset d13', 'choose one of smoke, tiny, d12, d26'), ('--preset d12 --mfu 0', '--mfu'), ('--preset d12 --device abacus', 'h100'),
+         ('--preset d12 --devices 0', '--devices'), ('--preset d12 --prompt-tokens 9000', 'context'), ('--preset d12 --samples -1', '--samples'),
+         ('--preset d12 --completion-tokens 500', 'rl.max_new'), ('--preset d12 --peak inf', '--peak')]
+
+@pytest.mark.parametrize('args,word', WRONG)
+def test_bad_input_is_one_line(args, word, capsys):
+    assert exp2_plan.main(args.split())==2
+    out, err = capsys.readouterr()
+    assert out=='' and len(err.strip().splitlines())==1 and word in err
+
+def test_short_completions_are_planned_short():
+    "rl.max_new is the longest that a completion can be."
+    short, long = (plan(override(make_config('d12'), f'rl.max_new={n}')) for n in (16, 256))
+    assert (short['completion_tokens'], long['completion_tokens'])==(16, 150)
+    assert short['rl']['flops']['generation'] < long['rl']['flops']['generation']/3
+
+def test_evaluation_is_in_the_plan():
+    "The target 1 + n_samples times, the other generated benchmarks once; then dev along the budget and the best weights on the target."
+    c = override(make_config('d12', dev=256), 'eval.n_samples=4 eval.curve=8')
+    e = plan(c, device='h100')['evaluation']
+    assert e['answers']==1319*5 + 164 + 256 + 256*9 + 1319*5
+    assert e['hours'] > e['reference_hours'] > 0
+    assert plan(replace(c, dev=0), device='h100')['evaluation']['hours']==e['reference_hours']
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_a_plan_for_every_preset(preset):
@@ -43,11 +67,14 @@ def test_planned_steps_are_those_that_the_budget_gives():
     step = sum(r['flops_model'] for r in sft_step(s, c.sft_plus.batch_tokens, 110, 150).values())
     b = Budget(p['rl']['total'])
     steps = 0
-    while b.left > step/2: b.spend(dict(flops_model=step)); steps += 1
+    while b.left > step/2:
+        b.spend(dict(flops_model=step))
+        steps += 1
     assert abs(steps-p['sft_plus']['steps']) <= 1
 
 def test_more_devices_take_less_time_and_memory():
     one, eight = (plan(make_config('d26'), devices=n) for n in (1, 8))
-    assert eight['rl']['hours']['update'] < one['rl']['hours']['update'] and eight['memory']['kv_cache'] < one['memory']['kv_cache']
+    assert eight['rl']['hours']['update'] < one['rl']['hours']['update']
+    assert eight['memory']['kv_cache'] < one['memory']['kv_cache']
     assert eight['memory']['total'] <= one['memory']['total']   # the most is a supervised pass, as long on one device as on eight
     assert eight['rl']['total']==one['rl']['total'] and eight['sft_plus']['steps']==one['sft_plus']['steps']

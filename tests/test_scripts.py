@@ -1,15 +1,31 @@
-"The scripts for real machines: what they would run and what it costs, without running it; and the parts of them that wait for signals and buckets."
-import json, os, shutil, signal, subprocess, sys, time
+"The scripts for real machines: what they would run and what it costs, and the parts of them that wait for signals and buckets."
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 import pytest
 
 RUNS = Path(__file__).parent.parent/'runs'
 SCRIPTS = sorted([*RUNS.glob('*.sh'), RUNS/'slurm.sbatch'])
 ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-pytestmark = pytest.mark.skipif(not shutil.which('exp2_plan', path=ENV['PATH']), reason='the console scripts are not installed: pip install -e .')
+INSTALLED = shutil.which('exp2_run', path=ENV['PATH'])
+pytestmark = pytest.mark.skipif(not INSTALLED, reason='the console scripts are not installed: pip install -e .')
 
 def run(*args, cwd=RUNS.parent, **env):
-    return subprocess.run(['bash', *map(str, args)], cwd=cwd, env={**ENV, **env}, capture_output=True, text=True, timeout=120)
+    return subprocess.run(['bash', *map(str, args)], cwd=cwd, env={**ENV, **env}, capture_output=True, text=True, timeout=600)
+
+def until(done, seconds=120):
+    "Wait for an event; the limit only ends a test that hangs."
+    end = time.monotonic()+seconds
+    while not done():
+        assert time.monotonic() < end, 'it did not happen'
+        time.sleep(.05)
 
 def one_sentence(r, *says):
     assert r.returncode==2, r
@@ -24,25 +40,55 @@ def test_shellcheck():
     r = subprocess.run(['shellcheck', '-S', 'warning', '-e', 'SC1091', *SCRIPTS], env=ENV, capture_output=True, text=True)
     assert r.returncode==0, r.stdout
 
-@pytest.mark.parametrize('args,devices,preset', [(['d12_1gpu.sh'], 1, 'd12'), (['d26_8gpu.sh', '--seeds', '2'], 8, 'd26'), (['slurm.sbatch'], 16, 'd26'),
-                                                 (['spot.sh', '/nowhere', '--preset', 'd26'], 1, 'd26')], ids=lambda x: x[0] if isinstance(x, list) else None)
+first = lambda x: x[0] if isinstance(x, list) else None
+
+DRY = [(['d12_1gpu.sh'], 1, 'd12'), (['d26_8gpu.sh', '--seeds', '2'], 8, 'd26'), (['slurm.sbatch'], 16, 'd26'),
+       (['spot.sh', '/nowhere', '--preset', 'd26'], 1, 'd26')]
+
+@pytest.mark.parametrize('args,devices,preset', DRY, ids=first)
 def test_dry_run_says_what_and_how_much(args, devices, preset):
     r = run(RUNS/args[0], *args[1:], '--dry-run')
     assert r.returncode==0, r.stderr
     runs = [l for l in r.stdout.splitlines() if l.startswith('would run: ')]
     arms = [a for a in ('sft', 'rl', 'sft_plus') if any(f'arm {a} ' in l and f'preset {preset}' in l for l in runs)]
     assert arms==['sft', 'rl', 'sft_plus']
-    assert f'{devices} × h100' in r.stdout and 'FLOPs' in r.stdout and 'Memory on a device' in r.stdout and ' h\n' in r.stdout or ' min\n' in r.stdout
+    for part in (f'{devices} × h100', 'FLOPs', 'evaluation of an arm', 'Memory on a device'): assert part in r.stdout
+    assert ' h\n' in r.stdout or ' min\n' in r.stdout
     assert not (RUNS.parent/'out'/f'{preset}-gsm8k').exists()   # nothing was begun
 
-@pytest.mark.parametrize('args,says', [(['d12_1gpu.sh', '--dryrun'], '--dryrun is not an option'), (['d26_8gpu.sh', '--seeds', 'x', '--dry-run'], '--seeds x makes no sense'),
-                                       (['slurm.sbatch', '--match-on', 'flops', '--dry-run'], "match_on 'flops' is not known"), (['spot.sh'], "name the bucket's folder"),
-                                       (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'), (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
-                                       (['spot.sh', '/tmp', '--preset', 'd13', '--dry-run'], "preset 'd13' is not known")], ids=lambda x: x[0] if isinstance(x, list) else None)
+WRONG = [
+    (['d12_1gpu.sh', '--dryrun'], '--dryrun is not an option'),
+    (['d26_8gpu.sh', '--seeds', 'x', '--dry-run'], "--seeds must be a whole number from 1 to 10000, not 'x'"),
+    (['exp2.sh', '--seeds', '100000000000000000000'], '--seeds must be a whole number'),
+    (['exp2.sh', '--budgets', '0.5,2'], '--budgets must be a number above 0 and at most 1'),
+    (['exp2.sh', '--preset', 'smoke', '--seeds', '1', '--seeds', '2'], '--seeds is given twice'),
+    (['slurm.sbatch', '--match-on', 'flops', '--dry-run'], "--match-on 'flops' is not known"),
+    (['spot.sh'], "name the bucket's folder"),
+    (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'),
+    (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
+    (['spot.sh', '/tmp', '--preset', 'd13', '--dry-run'], "preset 'd13' is not known")]
+
+@pytest.mark.parametrize('args,says', WRONG, ids=first)
 def test_wrong_options_are_one_sentence(args, says): one_sentence(run(RUNS/args[0], *args[1:]), says)
 
+@pytest.mark.parametrize('name', ['a$(touch EXECUTED)', 'q"x', "it's; touch EXECUTED", 'two words', '`touch EXECUTED`', '$HOME'])
+def test_a_run_folder_s_name_is_never_executed(tmp_path, name):
+    r = run(RUNS/'exp2.sh', '--preset', 'smoke', '--arms', 'sft', '--run-dir', tmp_path/name, '--dry-run', cwd=tmp_path)
+    assert r.returncode==0, r.stderr
+    assert f'--run-dir {shlex.quote(str(tmp_path/name))}' in r.stdout and not list(tmp_path.iterdir())
+
+def test_the_script_s_head_names_options_that_exist():
+    from exp2nb.tools.run import exp2_run
+    named = re.findall(r'--[a-z-]+', run(RUNS/'exp2.sh', '--help').stdout)
+    known = {o.flag for o in exp2_run.options.values()} | {'--help'}
+    assert len(named) > 10 and set(named) <= known
+
+def test_paths_are_meant_from_where_the_user_is(tmp_path):
+    r = run(RUNS/'exp2.sh', '--preset', 'smoke', '--arms', 'sft', '--data-dir', 'data', '--dry-run', cwd=tmp_path)
+    assert r.returncode==0 and f'--run-dir {RUNS.parent}/out/smoke-stories' in r.stdout and '--data-dir data' in r.stdout, r
+
 def test_fetch_refuses_in_one_sentence():
-    def fetch(*a): return subprocess.run(['exp2_fetch', *a], env=ENV, capture_output=True, text=True, timeout=60)
+    def fetch(*a): return subprocess.run(['exp2_fetch', *a], env=ENV, capture_output=True, text=True, timeout=600)
     if not shutil.which('exp2_fetch', path=ENV['PATH']): pytest.skip('exp2_fetch is not installed: pip install -e .')
     one_sentence(fetch('gsm8k'), 'openai/gsm8k')
     one_sentence(fetch(), '--preset d12 or d26')
@@ -60,7 +106,7 @@ def test_skypilot_file():
         assert r.returncode==0, r.stderr
     assert '8 × h100' in r.stdout and r.stdout.count('arm sft_plus')==3 and 'would copy: /artefacts' in r.stdout
 
-# ---- with stand-ins for the experiment and for Slurm -------------------------------------------------------------------------------------------------------
+# ---- with stand-ins for the experiment and for Slurm
 
 def project(tmp_path, exp2):
     "A project whose runs/exp2.sh is a stand-in."
@@ -86,48 +132,45 @@ c="$run/rl/checkpoints"; mkdir -p "$c/step_00000$n"; echo $n > "$c/step_00000$n/
     assert sorted(d.name for d in (bucket/'rl'/'checkpoints').iterdir())==['step_000002', 'step_000003'] and not (bucket/'.lock').exists()
 
 def test_spot_saves_while_it_runs_and_passes_a_signal_on(tmp_path):
-    p, bucket = project(tmp_path, 'run=${@: -1}; echo begun > "$run/n"; trap \'echo saved > "$run/n"; exit 143\' TERM; for i in $(seq 300); do sleep .1; done\n'), tmp_path/'bucket'
+    trap = 'trap \'echo saved > "$run/n"; exit 143\' TERM; for i in $(seq 3000); do sleep .1; done\n'
+    p, bucket = project(tmp_path, 'run=${@: -1}; echo begun > "$run/n"; ' + trap), tmp_path/'bucket'
     bucket.mkdir()
-    job = subprocess.Popen(['bash', p/'runs'/'spot.sh', bucket], cwd=p, env={**ENV, 'EVERY':'.2'}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(100):
-        if (bucket/'n').exists(): break
-        time.sleep(.1)
-    assert (bucket/'n').read_text()=='begun\n'
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(['bash', p/'runs'/'spot.sh', bucket], cwd=p, env={**ENV, 'EVERY':'.2'}, **quiet)
+    until(lambda: (bucket/'n').exists() and (bucket/'n').read_text()=='begun\n')
     job.send_signal(signal.SIGTERM)
-    assert job.wait(20)==143 and (bucket/'n').read_text()=='saved\n'
+    assert job.wait(120)==143 and (bucket/'n').read_text()=='saved\n'
 
-QUEUE = r'''
-case " $* " in *' --dry-run '*) for a in sft rl; do echo "would run: $a/seed0 -r arm $a -r preset d26 -p seed 0 -r changes 'rl.steps=2 rl.samples=4'"; done ;; *) echo "report $*" >> "$LOG" ;; esac
-'''
-
-def slurm(tmp_path, srun):
-    "A job in a project with stand-ins."
-    p, bin = project(tmp_path, QUEUE), tmp_path/'bin'
-    program(bin, 'srun', srun)
+def slurm(tmp_path, exp2):
+    "A job in a project whose exp2.sh is a stand-in, under a Slurm that only takes notes."
+    p, bin = project(tmp_path, exp2), tmp_path/'bin'
     program(bin, 'scontrol', '[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "scontrol $*" >> "$LOG"\n')
-    env = {**ENV, 'PATH':f"{bin}:{ENV['PATH']}", 'LOG':str(tmp_path/'log'), 'SLURM_SUBMIT_DIR':str(p), 'SLURM_NNODES':'2', 'SLURM_GPUS_ON_NODE':'8', 'SLURM_JOB_ID':'77', 'SLURM_JOB_NODELIST':'node[7-8]'}
+    program(bin, 'scancel', 'echo "scancel $*" >> "$LOG"\n')
+    job = dict(SLURM_SUBMIT_DIR=str(p), SLURM_NNODES='2', SLURM_GPUS_ON_NODE='8', SLURM_JOB_ID='77', SLURM_JOB_NODELIST='node[7-8]')
+    env = {**ENV, **job, 'PATH':f"{bin}:{ENV['PATH']}", 'LOG':str(tmp_path/'log')}
     shutil.copy(p/'runs'/'slurm.sbatch', tmp_path/'slurm_script')   # Slurm runs a copy from its own folder
-    return subprocess.Popen(['bash', tmp_path/'slurm_script', '--seeds', '1'], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), tmp_path/'log'
+    args = ['bash', tmp_path/'slurm_script', '--seeds', '1', '--changes', "sft.identity=$(touch pwned) it's"]
+    return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), tmp_path/'log'
 
-def test_slurm_runs_the_arms_on_all_nodes_and_then_the_report(tmp_path):
-    job, log = slurm(tmp_path, 'printf "<%s>" "$@" >> "$LOG"; echo >> "$LOG"\n')
-    assert job.wait(30)==0, job.stdout.read()
-    sft, rl, report = log.read_text().splitlines()
-    for part in ('<--nnodes><2>', '<--nproc-per-node><8>', '<--rdzv-endpoint><node7:29500>', '<exp2_arm><--arm><sft><--preset><d26><--seed><0><--changes><rl.steps=2 rl.samples=4>'): assert part in sft
-    assert '<--arm><rl>' in rl and report=='report --preset d26 --seeds 1'
+def test_slurm_gives_exp2_a_launcher_for_all_nodes_and_the_options_as_they_are(tmp_path):
+    job, log = slurm(tmp_path, 'printf "<%s>" "$@" "$DEVICES" >> "$LOG"\n')
+    assert job.wait(60)==0, job.stdout.read()
+    given = log.read_text()
+    options = "<--preset><d26><--seeds><1><--changes><sft.identity=$(touch pwned) it's><16>"
+    assert given.startswith('<--launcher><srun ') and given.endswith('exp2_arm>' + options)
+    for part in ('--nnodes 2', '--nproc-per-node 8', '--rdzv-endpoint node7:29500'): assert part in given
 
-def test_slurm_stops_at_an_arm_that_failed(tmp_path):
-    job, log = slurm(tmp_path, 'echo ran >> "$LOG"; exit 1\n')
-    assert job.wait(30)==1 and 'error: arm stopped: --arm sft' in job.stdout.read() and log.read_text()=='ran\n'
+def test_slurm_ends_as_exp2_ends(tmp_path):
+    job, _ = slurm(tmp_path, 'echo "error: an arm stopped" >&2; exit 1\n')
+    assert job.wait(60)==1 and 'an arm stopped' in job.stdout.read()
 
 def test_slurm_passes_the_signal_on_and_queues_again(tmp_path):
-    job, log = slurm(tmp_path, 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 300); do sleep .1; done\n')
-    for _ in range(100):
-        if log.exists(): break
-        time.sleep(.1)
+    wait = 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 3000); do sleep .1; done\n'
+    job, log = slurm(tmp_path, wait)
+    until(lambda: log.exists() and log.read_text())
     job.send_signal(signal.SIGTERM)
-    assert job.wait(20)==143
-    assert log.read_text().splitlines()==['begun', 'saved', 'scontrol requeue 77']
+    assert job.wait(120)==143
+    assert log.read_text().splitlines()==['begun', 'scancel --signal=TERM 77', 'saved', 'scontrol requeue 77']
 
 def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
     (tmp_path/'runs').mkdir(); (tmp_path/'.venv/bin').mkdir(parents=True)
@@ -137,7 +180,8 @@ def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
     (tmp_path/'.venv/bin/activate').touch()
     def pip(**env):
         log.write_text('')
-        r = subprocess.run(['bash', '-c', '. runs/env.sh; make_env ""'], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'EXP2_ENV':'', **env})
+        args = ['bash', '-c', '. runs/env.sh; make_env ""']
+        r = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'EXP2_ENV':'', **env})
         assert r.returncode==0, r.stderr
         return log.read_text()
     if shutil.which('nvidia-smi') is None:

@@ -128,7 +128,7 @@ def test_gsm8k_from_the_hub_is_what_a_folder_has(tmp_path):
         r = python(same, server.url, tmp_path/'home')
         assert r.stdout.split()==['1319'], r.stderr
         assert any('resolve' in line and 'test-00000' in line for line in server.asked)
-        fetch = "from exp2nb.tools.fetch import main; main()"
+        fetch = "import sys; from exp2nb.tools.fetch import exp2_fetch; sys.exit(exp2_fetch.main())"
         r = subprocess.run([sys.executable, '-c', fetch, 'openai/gsm8k', '--data-dir', tmp_path/'got'], cwd=ROOT, capture_output=True, text=True, timeout=600,
                            env=dict(os.environ, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path/'home2')))
         assert r.returncode==0, r.stderr

@@ -104,7 +104,7 @@ def submit(cluster, tmp_path, *options):
 
 @pytest.mark.timeout(1500)
 def test_the_template_saves_at_the_signal_is_queued_again_and_goes_on(cluster, tmp_path):
-    job = submit(cluster, tmp_path, '--arms', 'rl', '--changes', 'rl.steps=60 eval.curve=0 n_test=8 eval.n_samples=0')
+    job = submit(cluster, tmp_path, '--arms', 'rl', '--changes', 'rl.steps=60 eval.curve=0 eval.n_samples=0', '--n-test', '8')
     arm = tmp_path/'run'/'rl'/'model-1.0'/'seed0'
     log = lambda: (tmp_path/'log.txt').read_text(encoding='utf-8', errors='replace') if (tmp_path/'log.txt').exists() else ''
     def begun():

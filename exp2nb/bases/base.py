@@ -8,14 +8,13 @@ __all__ = ['FAMILIES', 'HINTS', 'NANOCHAT_NAMES', 'MATCHED', 'USE', 'rebuild', '
 
 # %% ../../nbs/bases/02_base.ipynb #39d61cc8
 import math, os, shutil
-from json import dumps   # `json` is an option of the command below
 from pathlib import Path
 import torch
-from fastcore.script import call_parse, store_true
-from ..config import ModelConfig, UserError, check_choice, cli_errors
+from ..config import ModelConfig, Place, UserError, Word, check_choice
 from ..tokenizer import Tokenizer
 from ..model import Transformer
 from ..store import describe, fit, load_artifact, os_errors, read_json, weights_hash
+from ..tools.cli import command
 from .nanochat import NanoChat, NanoConfig, build_nanochat, find_checkpoint, load_nanochat, save_nanochat, windows_of
 from .llama import HubTokenizer, Llama, LlamaConfig, load_llama, save_llama
 
@@ -229,15 +228,12 @@ def export_arm(
     return export_model(model, tok, out, to, record.get('steps') or 0, card)
 
 # %% ../../nbs/bases/02_base.ipynb #a24a5cf9
-@call_parse
-@cli_errors
+@command(text='written to {0[folder]}'.format)
 def exp2_export(
-    arm:str,                # an arm's folder, such as out/tiny-stories/rl/model-1.0/seed0
-    out:str,                # folder to make
-    to:str='',              # nanochat or hf; default: the form that the base came in
-    weights:str='weights',  # weights (the end of the budget) or best_dev
-    json:store_true=False   # print JSON
+    arm:Place,        # an arm's folder, such as out/tiny-stories/rl/model-1.0/seed0
+    out:Place,        # folder to make
+    to:Word('', 'nanochat', 'hf')='',   # the form to write; '': the one that the base came in
+    weights:Word('weights', 'best_dev')='weights'   # the end of the budget, or the best on dev
 ):
     "Write a trained arm for nanochat, or for transformers, vLLM and lm-evaluation-harness, with a model card."
-    at = export_arm(arm, out, to, weights)
-    print(dumps(dict(folder=str(at))) if json else f'written to {at}')
+    return dict(folder=str(export_arm(arm, out, to, weights)))

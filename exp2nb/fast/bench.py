@@ -7,7 +7,7 @@ __all__ = ['CLOCK', 'KINDS', 'SAID', 'Workload', 'now', 'timed', 'machine_rates'
            'plain_rollout', 'plain_gradient', 'make_groups', 'our_rollout', 'our_gradient', 'one_round', 'figures',
            'Wordless', 'from_checkout', 'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'shared_step',
            'processes_seconds', 'trl_step_seconds', 'Clocked', 'seconds_by_name', 'profile', 'growth', 'plot_growth',
-           'bench', 'machine', 'report', 'workload_of', 'exp2_bench', 'main']
+           'bench', 'machine', 'report', 'workload_of', 'bench_text', 'exp2_bench']
 
 # %% ../../nbs/fast/05_bench.ipynb #81048388
 import json, os, platform, sys, time
@@ -17,8 +17,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastcore.script import call_parse, store_true
-from ..config import ModelConfig, PRESETS, Rates, UserError, check_choice, cli_errors, git_revision
+from ..config import Cap, Flag, ModelConfig, PRESETS, Place, Rates, Text, UserError, Whole, Word, check_choice, git_revision
 from ..engine import generate
 from ..flops import decode_flops, muon_flops, prefill_flops, train_flops
 from ..grpo import Group, policy_loss, policy_micro_batches, set_weights
@@ -27,7 +26,7 @@ from ..model import Transformer
 from ..bases.nanochat import build_nanochat, read_meta
 from ..optim import Optimizer
 from ..parallel import barrier, processes, share, sum_gradients
-from ..tools.cli import console
+from ..tools.cli import command
 from ..protocol import Segments
 from ..train import micro_batches, supervised_loss
 
@@ -473,47 +472,51 @@ def workload_of(preset:str, **kw)->Workload:
                             new=rl.max_new, top_k=rl.top_k, micro_tokens=rl.micro_tokens) | kw))
 
 # %% ../../nbs/fast/05_bench.ipynb #10bf816d
-@call_parse
-@cli_errors
+def bench_text(got:dict)->str:
+    "The figures for people."
+    return report(got, got['steps'])
+
+@command(text=bench_text)
 def exp2_bench(
-    preset:str='reference', # reference, or a preset's own RL step: smoke, tiny, d12, d26
-    device:str='cpu',       # cpu or cuda
-    dtype:str='',           # float32 or bfloat16; default: float32 on a CPU, bfloat16 on a GPU
-    problems:int=0,         # 0: as the preset says; so for the following sizes
-    samples:int=0,
-    prompt:int=0,
-    new:int=0,
-    depth:int=0, width:int=0, head_dim:int=0, vocab:int=0,
-    micro_tokens:int=0,
-    threads:int=0,          # CPU threads; 0: PyTorch's choice
-    cpu_time:store_true=False,# on a busy machine: one thread, and seconds of this process only
-    rounds:int=3,           # figures are medians over these
-    plain_problems:int=2,   # problems that the plain way is timed on; 0: leave it out
-    steps:int=467,          # RL steps of a full run, for the projection
-    no_trl:store_true=False,# leave TRL out
-    nanochat:str='',        # a checkout of nanochat: compare with its own code too
-    processes:int=1,        # more: time a whole RL step in as many processes too
-    plot:str='',            # write a picture of how the cost grows to this file
-    out:str='',             # write the record as JSON to this file
-    json:store_true=False,  # print JSON only
+    preset:Word('reference', *PRESETS)='reference',   # reference, or a preset's own RL step
+    device:Text(pattern=r'cpu|cuda(:\d+)?', says='cpu, cuda or cuda:N')='cpu',  # cpu, cuda, or one of several GPUs
+    dtype:Word('', 'float32', 'bfloat16')='',   # '': float32 on a CPU, bfloat16 on a GPU
+    problems:Cap=0,         # 0: as the preset says; so for the following sizes
+    samples:Cap=0,          # rollouts a problem
+    prompt:Cap=0,           # tokens of a prompt
+    new:Cap=0,              # tokens of a completion
+    depth:Cap=0,            # layers
+    width:Cap=0,            # of the model
+    head_dim:Cap=0,         # dimension of one head
+    vocab:Cap=0,            # tokens that the model knows
+    micro_tokens:Cap=0,     # tokens a forward pass
+    threads:Whole(0, 10_000)=0,        # CPU threads; 0: PyTorch's choice
+    cpu_time:Flag()=False,             # on a busy machine: one thread, and seconds of this process only
+    rounds:Whole(1, 10_000)=3,         # figures are medians over these
+    plain_problems:Whole(0, 10**6)=2,  # problems that the plain way is timed on; 0: leave it out
+    steps:Whole(1, 10**9)=467,         # RL steps of a full run, for the projection
+    no_trl:Flag()=False,               # leave TRL out
+    nanochat:Place='',                 # a checkout of nanochat: compare with its own code too
+    processes:Whole(1, 10_000)=1,      # more: time a whole RL step in as many processes too
+    plot:Place='',                     # write a picture of how the cost grows to this file
+    out:Place='',                      # write the record as JSON to this file
+    say=print
 ):
     "Measure rollout, gradient step and supervised step against the machine's limits, the plain way and TRL."
-    check_choice('device', device.split(':')[0], ['cpu', 'cuda'])
+    for name,file in (('plot', plot), ('out', out)):
+        if file and not Path(file).absolute().parent.is_dir(): raise UserError(f'--{name} {file} has no folder to lie in: make that first.')
     if device.startswith('cuda') and not torch.cuda.is_available(): raise UserError('there is no GPU here: use --device cpu.')
     if device.startswith('cuda:'): torch.cuda.set_device(device)   # what is timed, and named, is the current device
     if cpu_time: threads = 1
     if threads: torch.set_num_threads(threads)
     CLOCK['read'] = time.process_time if cpu_time else time.perf_counter
-    sizes = {k:v for k,v in dict(problems=problems, samples=samples, prompt=prompt, new=new, depth=depth, width=width, head_dim=head_dim, vocab=vocab,
-                                 micro_tokens=micro_tokens).items() if v}
-    dtype = check_choice('dtype', dtype or ('float32' if device=='cpu' else 'bfloat16'), ['float32', 'bfloat16'])
-    w = workload_of(preset, **sizes, device=device, dtype=dtype)
-    got = bench(w, rounds, plain_problems, not no_trl, nanochat, processes, (lambda s: None) if json else print)
+    sizes = dict(problems=problems, samples=samples, prompt=prompt, new=new, depth=depth, width=width, head_dim=head_dim, vocab=vocab,
+                 micro_tokens=micro_tokens)
+    dtype = dtype or ('float32' if device=='cpu' else 'bfloat16')
+    w = workload_of(preset, **{k:v for k,v in sizes.items() if v}, device=device, dtype=dtype)
+    got = bench(w, rounds, plain_problems, not no_trl, nanochat, processes, say) | dict(steps=steps)
     if plot:
         got['growth'] = growth(w)
         plot_growth(got['growth']).savefig(plot, dpi=150)
-    if out: Path(out).write_text(_as_json(got)+'\n')
-    print(_as_json(got) if json else report(got, steps))
-
-def _as_json(got): return json.dumps(got, indent=1)   # `json` is an option inside the function
-def main(): "Console script `exp2_bench`."; console(exp2_bench)
+    if out: Path(out).write_text(json.dumps(got, indent=1)+'\n', encoding='utf-8')
+    return got

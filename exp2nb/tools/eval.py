@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'weights_at', 'described_near', 'load_any', 'task_names', 'find_tasks', 'interval', 'tries',
-           'sampled_figures', 'figures', 'eval_checkpoint', 'score_lines', 'eval_text', 'exp2_eval', 'main']
+           'sampled_figures', 'figures', 'eval_checkpoint', 'score_lines', 'eval_text', 'exp2_eval']
 
 # %% ../../nbs/tools/04_eval.ipynb #08c87bdd
-import json, sys, time
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
-from fastcore.script import Param, call_parse, store_true
 from ..arms import progress_bar
 from ..bases.base import load_base, rebuild
-from ..config import EvalConfig, UserError, check_choice, cli_errors, device_of, dtype_of, versions
+from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, Text, UserError, Whole, Word
+from ..config import check_choice, device_of, dtype_of, versions
 from ..evaluate import CORE, chat_core, core_text, evaluate
-from .cli import console
+from .cli import command
 from ..stats import accuracy, majority_at_k, pass_at_k
 from ..store import Jsonl, checkpoints, load_artifact, read_json, weights_hash
 from ..tasks import TASKS, make_task
@@ -31,8 +31,10 @@ def weights_at(
     if (p/'weights'/'state.json').is_file(): return p/'weights'
     if (p/'arm.json').is_file() and (c := read_json(p/'config.json'))['arm']=='sft':
         return weights_at(c['sft_checkpoint'] or p.parent.parent/f"seed{c['seed'] if c['vary'] in ('sft', 'base') else 0}")
-    if saved := checkpoints(p): raise UserError(f'{p} is not finished and has no weights yet: let it end, or name one of its checkpoints, such as {saved[-1]}.')
-    inside = sorted(str(w.parent.relative_to(p)) for w in p.glob('**/weights')) if p.is_dir() and not (p/'config.json').is_file() else []
+    if saved := checkpoints(p):
+        raise UserError(f'{p} is not finished and has no weights yet: let it end, or name one of its checkpoints, such as {saved[-1]}.')
+    whole = p.is_dir() and not (p/'config.json').is_file()
+    inside = sorted(str(w.parent.relative_to(p)) for w in p.glob('**/weights')) if whole else []
     if inside or ((p/'tokenizer.json').is_file() and (p/'base').is_dir()):
         raise UserError(f"{p} is a whole run, or a part of one: name one of its models ({', '.join(inside) or 'none is finished'}).")
     return path
@@ -43,9 +45,12 @@ def described_near(
 )->dict:        # the description that `save_model` wrote with other weights of the same run
     "What kind of model a training checkpoint is of. Raises `UserError` if nothing near it says so."
     stage = step.absolute().parent.parent
-    places = [stage/'weights', stage/'best_dev'] + [w for up in list(stage.parents)[:4] for pattern in ('base/weights', 'base/seed*/weights', 'sft/seed*/weights') for w in sorted(up.glob(pattern))]
-    found = next((w for w in places if (w/'state.json').is_file()), None)
-    if not found: raise UserError(f'{step} holds tensors only, and nothing in its run folder says of what model: wait until the stage is finished and name its weights folder.')
+    patterns = ('base/weights', 'base/seed*/weights', 'sft/seed*/weights')
+    shared = [w for up in list(stage.parents)[:4] for pattern in patterns for w in sorted(up.glob(pattern))]
+    found = next((w for w in (stage/'weights', stage/'best_dev', *shared) if (w/'state.json').is_file()), None)
+    if not found:
+        raise UserError(f'{step} holds tensors only, and nothing in its run folder says of what model: '
+                        'wait until the stage is finished and name its weights folder.')
     return load_artifact(found)[1]
 
 # %% ../../nbs/tools/04_eval.ipynb #92e79f1e
@@ -62,12 +67,11 @@ def load_any(path)->tuple:   # model, tokenizer, what it is (a dict)
 
 # %% ../../nbs/tools/04_eval.ipynb #02ff337c
 def task_names(
-    given      # names, some perhaps with commas; 'all' for `CORE`
+    given      # names; 'all' for `CORE`
 )->list:       # each once
     "The tasks that were asked for. Raises `UserError` for a name that is not known."
-    names = [n.strip() for g in (given or ['all']) for n in g.split(',')]
-    for n in names: check_choice('task', n, [*TASKS, 'all'])
-    return list(dict.fromkeys(t for n in names for t in (CORE if n=='all' else [n])))
+    for n in given: check_choice('task', n, [*TASKS, 'all'])
+    return list(dict.fromkeys(t for n in given for t in (CORE if n=='all' else [n])))
 
 # %% ../../nbs/tools/04_eval.ipynb #825dc87e
 def find_tasks(names, data_dir, max_items)->dict:
@@ -91,7 +95,8 @@ def sampled_figures(
     preds=None   # (problems, n) answers, where they can be compared
 )->dict:
     "pass@k and majority@k over the powers of two up to n, and n."
-    n, c = np.shape(correct)[1], np.sum(correct, 1)
+    n = np.shape(correct)[1]
+    c = np.sum(correct, 1)
     out = dict(interval=interval(correct), pass_at_k={k: float(pass_at_k(n, c, k).mean()) for k in tries(n)})
     return out if preds is None else out | dict(majority_at_k={k: float(majority_at_k(preds, correct, k).mean()) for k in tries(n)})
 
@@ -104,10 +109,13 @@ def figures(
     "What the rows of each task add up to."
     out = {}
     for t,s in scores.items():
-        greedy, said = ([r for r in rows if r['task']==t and (r['temperature']>0)==hot] for hot in (False, True))
+        mine = [r for r in rows if r['task']==t]
+        greedy = [r for r in mine if r['temperature']==0]
+        sampled = [r for r in mine if r['temperature']>0]
         out[t] = s | dict(chance=tasks[t].chance, interval=interval([[r['correct']] for r in greedy]))
         if 't1' in s:
-            table = lambda key, said=said, n=s['t1']['n']: [[r[key] for r in said[i:i+len(said)//n]] for i in range(0, len(said), len(said)//n)]
+            each = len(sampled)//s['t1']['n']   # samples of a problem
+            table = lambda key, rows=sampled, n=each: [[r[key] for r in rows[i:i+n]] for i in range(0, len(rows), n)]
             out[t]['t1'] = s['t1'] | sampled_figures(table('correct'), table('pred') if tasks[t].kind=='number' else None)
     return out
 
@@ -123,34 +131,48 @@ def eval_checkpoint(
     progress=None
 )->dict:
     "Scores of a checkpoint, and all that is needed to repeat them."
-    began, where = time.time(), SimpleNamespace(device=device, dtype='auto')
+    began = time.time()
+    where = SimpleNamespace(device=device, dtype='auto')
+    run_on = device_of(where)   # before anything is loaded
     model, tok, source = load_any(path)
     ev = replace(ev, tasks=tuple(names), max_new=ev.max_new or min(256, model.shape.context//2))
-    tasks, rows = find_tasks(names, data_dir, ev.max_items), []
-    scores, not_run = evaluate(model.to(device_of(where)), tok, tasks, ev, model.shape.context, target=names, checkpoint=str(path), items=rows, seed=seed, dtype=dtype_of(where),
-                               progress=progress, allow_unsafe=allow_unsafe)
+    tasks = find_tasks(names, data_dir, ev.max_items)
+    rows = []
+    scores, not_run = evaluate(
+        model.to(run_on), tok, tasks, ev, model.shape.context, target=names, checkpoint=str(path), items=rows, seed=seed,
+        dtype=dtype_of(where), progress=progress, allow_unsafe=allow_unsafe)
     for r in rows if items is not None else (): items.append(r)
-    return dict(schema=1, checkpoint=str(path), **source, weights_sha256=weights_hash(model.state_dict()), tokenizer_sha256=tok.hash, parameters=sum(p.numel() for p in model.parameters()),
-                tasks=figures(scores, rows, tasks), not_run=not_run, chat_core=chat_core({t:s['accuracy'] for t,s in scores.items()}, {t:tasks[t].chance for t in scores}), settings=asdict(ev) | dict(seed=seed, data_dir=data_dir),
-                unsafe=any(s.get('unsafe', False) for s in scores.values()), seconds=time.time()-began, versions=versions())
+    core = chat_core({t:s['accuracy'] for t,s in scores.items()}, {t:tasks[t].chance for t in scores})
+    hashes = dict(weights_sha256=weights_hash(model.state_dict()), tokenizer_sha256=tok.hash)
+    return dict(
+        schema=1, checkpoint=str(path), **source, **hashes, parameters=sum(p.numel() for p in model.parameters()),
+        tasks=figures(scores, rows, tasks), not_run=not_run, chat_core=core, settings=asdict(ev) | dict(seed=seed, data_dir=data_dir),
+        unsafe=any(s.get('unsafe', False) for s in scores.values()), seconds=time.time()-began, versions=versions())
 
 # %% ../../nbs/tools/04_eval.ipynb #5f754d0a
-PARTS = dict(parsed='parses', stopped='stops', used_calculator='calculates', correct_if_parsed='right if parsed', correct_last_number='last number right', cropped='cropped')
+PARTS = dict(
+    parsed='parses', stopped='stops', used_calculator='calculates', correct_if_parsed='right if parsed',
+    correct_last_number='last number right', cropped='cropped')
 
 def score_lines(tasks:dict)->list:
     "A line per task and way of decoding: the score with its interval, and the parts of which it is made."
-    share = lambda x: '' if x is None else f'{x:.1%}'
+    def shown(x, key):
+        if key=='cropped' or x.get(key) is None: return str(x.get(key, ''))
+        return f'{x[key]:.1%}'
+    share = '{:.1%}'.format
     out = [f"{'':16}{'':12}{'problems':>9}{'accuracy':>10}  {'95 % interval':16}" + ''.join(f'{p:>{len(p)+2}}' for p in PARTS.values())]
     for t,s in tasks.items():
         for how,x in [('greedy', s)] + ([(f"{s['t1']['samples']//s['t1']['n']} samples", s['t1'])] if 't1' in s else []):
             low_high = ' – '.join(map(share, x['interval'])) if x['interval'] else ''
-            out.append(f"{t:16}{how:12}{x['n']:>9,}{share(x['accuracy']):>10}  {low_high:16}" + ''.join(f"{str(x['cropped']) if k=='cropped' else share(x.get(k)):>{len(p)+2}}" for k,p in PARTS.items()))
+            parts = ''.join(f'{shown(x, k):>{len(p)+2}}' for k,p in PARTS.items())
+            out.append(f"{t:16}{how:12}{x['n']:>9,}{share(x['accuracy']):>10}  {low_high:16}{parts}")
     return out if tasks else []
 
 # %% ../../nbs/tools/04_eval.ipynb #7a2ae414
 def eval_text(r:dict)->str:
     "The result for people."
-    out = [f"{r['checkpoint']}: {r['family']}, {r['parameters']/1e6:,.1f} M parameters, weights {r['weights_sha256'][:12]}…", '', *score_lines(r['tasks'])]
+    head = f"{r['checkpoint']}: {r['family']}, {r['parameters']/1e6:,.1f} M parameters, weights {r['weights_sha256'][:12]}…"
+    out = [head, '', *score_lines(r['tasks'])]
     for t,s in r['tasks'].items():
         for name,ks in ((n, s.get('t1', {}).get(k)) for n,k in (('pass', 'pass_at_k'), ('majority', 'majority_at_k'))):
             if ks: out.append(f'{t}: ' + ', '.join(f'{name}@{k} {v:.1%}' for k,v in ks.items()))
@@ -160,33 +182,26 @@ def eval_text(r:dict)->str:
     return '\n'.join(out)
 
 # %% ../../nbs/tools/04_eval.ipynb #7d86bf63
-@call_parse
-@cli_errors
+@command(text=eval_text, ok=lambda r: bool(r['tasks']))
 def exp2_eval(
-    checkpoint:str='',         # an arm's folder, its weights/ or checkpoints/step_…, a nanochat checkpoint, a Hugging Face folder or name
-    task:Param('a benchmark: gsm8k, mmlu, arc_easy, arc_challenge, humaneval, spellingbee, or all of these (default: all); stories and choices of the embedded experiment; may be repeated', str, action='append')=None,
-    n_samples:int=0,           # also sample so many answers a problem, for the mean, pass@k and majority@k; 0: greedy only
-    temperature:float=1.,      # of these samples
-    max_items:int=0,           # at most so many problems a task, always the same ones; 0: all
-    max_new:int=0,             # longest answer in tokens; 0: 256, or half of a context shorter than 512
-    data_dir:str='',           # folder in the Hub's layout; default: the Hub
-    items:str='',              # a new JSONL file for one row per answer
-    seed:int=0,                # of the samples
-    device:str='auto',         # auto, cpu or cuda
-    allow_unsafe:store_true=False, # run HumanEval's programs even where nothing isolates them, on a machine that you can afford to lose
-    json:store_true=False      # print JSON
+    checkpoint:Place='',         # an arm's folder, its weights/ or checkpoints/step_…, a nanochat checkpoint, a Hugging Face folder or name
+    task:Several(Word(*TASKS, 'all'))=('all',),  # benchmarks; all: the six of the design note; may be repeated
+    n_samples:Whole(0, 10**6)=0, # also sample so many answers a problem, for the mean, pass@k and majority@k; 0: greedy only
+    temperature:Heat=1.,         # of these samples
+    max_items:Cap=0,             # at most so many problems a task, always the same ones; 0: all
+    max_new:Whole(0, 10**6)=0,   # longest answer in tokens; 0: 256, or half of a context shorter than 512
+    data_dir:Place='',           # folder in the Hub's layout; '': the Hub
+    items:Place='',              # a new JSONL file for one row per answer
+    seed:Whole(0, 2**63-1)=0,    # of the samples
+    device:Word('auto', 'cpu', 'cuda')='auto',   # auto: a GPU if there is one
+    allow_unsafe:Flag()=False,   # run HumanEval's programs even where nothing isolates them, on a machine that you can afford to lose
 ):
     "Score a checkpoint on the benchmarks, as the arms of the experiment are scored. Exit code 1 if nothing could be run."
     if not checkpoint: raise UserError('--checkpoint is missing: name an arm\'s folder, a checkpoint or a model.')
-    for name,v,ok in (('n-samples', n_samples, n_samples>=0), ('temperature', temperature, temperature>0), ('max-items', max_items, max_items>=0), ('max-new', max_new, max_new>=0), ('seed', seed, seed>=0)):
-        if not ok: raise UserError(f"--{name} {v:g} makes no sense: give a number {'above' if name=='temperature' else 'of at least'} 0.")
-    if data_dir and not Path(data_dir).expanduser().is_dir(): raise UserError(f'--data-dir {data_dir} is not a folder: name one in the Hub\'s layout, or leave it out to take the data from the Hub.')
+    if data_dir and not Path(data_dir).is_dir():
+        raise UserError(f'--data-dir {data_dir} is not a folder: name one in the Hub\'s layout, or leave it out to take the data from the Hub.')
     if items and Path(items).exists(): raise UserError(f'--items {items} exists already: name a new file.')
-    check_choice('--device', device, ('auto', 'cpu', 'cuda'))
-    names, ev = task_names(task), EvalConfig(n_samples=n_samples, temperature=temperature, max_items=max_items, max_new=max_new)
-    r = eval_checkpoint(checkpoint, names, ev, data_dir, seed, device, allow_unsafe, Jsonl(items) if items else None, None if json else progress_bar)
-    print(_as_json(r) if json else eval_text(r))
-    if not r['tasks']: sys.exit(1)
-
-def _as_json(r): return json.dumps(r, indent=1)   # `json` is an option inside the function
-def main(): "Console script `exp2_eval`."; console(exp2_eval)
+    if items and not Path(items).absolute().parent.is_dir(): raise UserError(f'--items {items} has no folder to lie in: make that first.')
+    ev = EvalConfig(n_samples=n_samples, temperature=temperature, max_items=max_items, max_new=max_new)
+    rows = Jsonl(items) if items else None
+    return eval_checkpoint(checkpoint, task_names(task), ev, data_dir, seed, device, allow_unsafe, rows, progress_bar)

@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['TEXT_SET', 'CHARACTERS', 'TASK_SETS', 'CONVERTED', 'TEXT_PER_BYTE', 'WORDS', 'Need', 'needs', 'named', 'Remote',
            'hub_files', 'files_of', 'enough', 'wanted', 'target', 'complete', 'same', 'get_file', 'get_words',
-           'characters_in', 'survey', 'size', 'fetch', 'check', 'exp2_fetch_', 'exp2_fetch', 'main']
+           'characters_in', 'survey', 'size', 'fetch', 'check', 'exp2_fetch']
 
 # %% ../../nbs/tools/05_fetch.ipynb #97d05941
-import json, os, re, shutil, sys, urllib.request
+import os, re, shutil, urllib.request
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-
-import pyarrow as pa, pyarrow.parquet as pq
-from fastcore.script import Param, call_parse, store_true
-from ..config import UserError, check_choice, cli_errors, make_config, sha256_of
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ..config import Flag, Place, Several, Text, UserError, check_choice, make_config, sha256_of
 from ..data import KNOWN, load_rows, local_files, word_list
 from ..model import shape_of
-from .cli import console
+from .cli import command
 
 # %% ../../nbs/tools/05_fetch.ipynb #0f2e841b
 @dataclass(frozen=True)
@@ -222,25 +221,18 @@ def check(need:Need, files, folder):
         if not same(to := target(every, i, folder, need), r): get_file(r, to, folder)
 
 # %% ../../nbs/tools/05_fetch.ipynb #e2db1c4d
-def exp2_fetch_(names=(), preset='', task='', data_dir='data', base=False, as_json=False, dry_run=False):
-    "The command as a function."
-    if bool(names)==bool(preset): raise UserError('nothing to fetch: give --preset d12 or d26, or names of data sets such as openai/gsm8k (not both).')
-    c = make_config(preset, task, base='given' if base else '') if preset else None
-    facts = fetch(needs(c) if c else named(names), data_dir, dry_run, say=(lambda s: print(s, file=sys.stderr, flush=True)) if as_json else (lambda s: print(s, flush=True)))
-    if as_json: print(json.dumps(facts))
-
-@call_parse
-@cli_errors
+@command(text=lambda facts: '')   # the lines on the way have it all
 def exp2_fetch(
-    names:Param('data sets by name, such as openai/gsm8k; or words', str, opt=False, nargs='*')=(),
-    preset:str='',           # smoke, tiny, d12 or d26: everything that it needs
-    task:str='',             # stories or gsm8k; default: the preset's
-    data_dir:str='data',     # folder to fill
-    base:store_true=False,   # for a run from a base of your own: no pretraining text
-    json:store_true=False,   # print JSON
-    dry_run:store_true=False # only say what would be fetched, and its size
+    names:Several(Text(), least=0)=(), # data sets by name, such as openai/gsm8k; or words
+    preset:Text()='',                  # everything that it needs: smoke, tiny, d12 or d26
+    task:Text()='',                    # stories or gsm8k; '': the preset's
+    data_dir:Place='data',             # folder to fill
+    base:Flag()=False,                 # for a run from a base of your own: no pretraining text
+    dry_run:Flag()=False,              # only say what would be fetched, and its size
+    say=print
 ):
     "Get the data that a run needs beforehand, for machines without internet. What is there and good is not fetched again."
-    exp2_fetch_(names, preset, task, data_dir, base, json, dry_run)
-
-def main(): "Console script `exp2_fetch`."; console(exp2_fetch)
+    if bool(names)==bool(preset):
+        raise UserError('nothing to fetch: give --preset d12 or d26, or names of data sets such as openai/gsm8k (not both).')
+    c = make_config(preset, task, base='given' if base else '') if preset else None
+    return fetch(needs(c) if c else named(names), data_dir, dry_run, say)
