@@ -1160,6 +1160,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'exp2nb.tools.cli.collected': ('tools/cli.html#collected', 'exp2nb/tools/cli.py'),
                                   'exp2nb.tools.cli.command': ('tools/cli.html#command', 'exp2nb/tools/cli.py'),
                                   'exp2nb.tools.cli.command_options': ('tools/cli.html#command_options', 'exp2nb/tools/cli.py'),
+                                  'exp2nb.tools.cli.config_help': ('tools/cli.html#config_help', 'exp2nb/tools/cli.py'),
                                   'exp2nb.tools.cli.configure': ('tools/cli.html#configure', 'exp2nb/tools/cli.py'),
                                   'exp2nb.tools.cli.default_text': ('tools/cli.html#default_text', 'exp2nb/tools/cli.py'),
                                   'exp2nb.tools.cli.explain': ('tools/cli.html#explain', 'exp2nb/tools/cli.py'),
