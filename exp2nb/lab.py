@@ -131,7 +131,7 @@ def code_of(
     files = module_files(package or Path(exp2nb.__file__).parent)
     return sha256_of({m: tree_hash(files[m].read_bytes()) for m in closure(*roots, package=package)})
 
-# %% ../nbs/18_lab.ipynb #63c4878b
+# %% ../nbs/18_lab.ipynb #e3558741
 def reuse(
     folder,       # of the shared piece
     made_of:dict  # what determines it now
@@ -139,7 +139,7 @@ def reuse(
     "May the piece in `folder` be used? Raises `UserError` naming what differs."
     path = Path(folder)/'record.json'
     if not path.exists(): return False
-    was = read_json(path)['made_of']
+    was = read_json(path, needs=dict(made_of=dict))['made_of']
     now = json.loads(json.dumps(made_of))
     differ = [k for k in {**was, **now} if was.get(k)!=now.get(k)]
     if differ:
@@ -158,7 +158,7 @@ def _differences(was, now, keys):
         else: out.append(f'{k}: {_shown(a)} there, {_shown(b)} here')
     return '; '.join(out)
 
-# %% ../nbs/18_lab.ipynb #e812f2ef
+# %% ../nbs/18_lab.ipynb #c7de8cf8
 @dataclass(frozen=True)
 class Checkpoint:
     "Weights that stages start from. Nothing trains `model` itself: each stage takes a copy."
@@ -176,14 +176,14 @@ def load_recorded(
 )->Checkpoint:
     "Load the piece's weights. Raises `UserError` if they are not the ones that its record names."
     tensors, _ = load_artifact(Path(folder)/'weights')
-    found, recorded = weights_hash(tensors), read_json(Path(folder)/'record.json')['sha256']
+    found, recorded = weights_hash(tensors), read_json(Path(folder)/'record.json', needs=dict(sha256=str))['sha256']
     if found!=recorded:
         raise UserError(f"the weights in {folder}/weights are not those that {folder}/record.json names ({found[:12]}…, there {recorded[:12]}…): "
                         f"delete {folder}/weights and give the same command again, they come back from the last checkpoint.")
     model.load_state_dict(tensors)
     return Checkpoint(model, tok, found)
 
-# %% ../nbs/18_lab.ipynb #9810089e
+# %% ../nbs/18_lab.ipynb #77b190b3
 @contextmanager
 def alone(
     folder,       # to own
@@ -225,7 +225,7 @@ def shared(
 
 def _same_again(folder, sha256):
     "Refuse weights that were made again and came out differently."
-    if sha256!=read_json(folder/'record.json')['sha256']:
+    if sha256!=read_json(folder/'record.json', needs=dict(sha256=str))['sha256']:
         raise UserError(f'{folder} was made again and has other weights than its record.json names, so arms that stand on it cannot be continued: '
                         f'restore {folder} from a copy, or choose another run_dir.')
 
@@ -296,7 +296,7 @@ def save_weights(lab:Lab, folder, model, tok)->str:
     "Save weights in the main process; their hash for all. Those of a base of your own say where it came from."
     return parallel.from_main(save_model(folder, model, tok, base=lab.c.base or lab.c.sft_checkpoint) if parallel.rank()==0 else None)
 
-# %% ../nbs/18_lab.ipynb #5c85b68f
+# %% ../nbs/18_lab.ipynb #afe68b98
 def make_tokenizer(lab:Lab)->Tokenizer:
     "The tokenizer of the run folder. Raises `UserError` if it is not the one that its record names."
     folder, c = run_folder(lab.c), lab.c
@@ -309,7 +309,7 @@ def make_tokenizer(lab:Lab)->Tokenizer:
         write_json(record, dict(made_of=made_of, sha256=tok.hash))
     with alone(record.parent, wait=3600): parallel.on_main(make)
     tok = Tokenizer.load(path)
-    if tok.hash!=read_json(record)['sha256']:
+    if tok.hash!=read_json(record, needs=dict(sha256=str))['sha256']:
         raise UserError(f'{path} is not the tokenizer that {record} names: delete {path} and give the same command again, it is made again.')
     return tok
 

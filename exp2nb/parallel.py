@@ -6,8 +6,8 @@
 __all__ = ['start', 'stop', 'rank', 'world', 'barrier', 'each', 'from_main', 'total', 'share', 'gather', 'sum_gradients',
            'check_same_weights', 'together', 'on_main', 'processes', 'joined']
 
-# %% ../nbs/13_parallel.ipynb #5fb15976
-import os, signal, threading
+# %% ../nbs/13_parallel.ipynb #c7febe3f
+import os, signal, sys, threading
 from datetime import timedelta
 import torch
 import torch.distributed as dist
@@ -108,7 +108,7 @@ def on_main(f):
     "Call `f()` in the main process; all get what it returns, or raise what it raises."
     return from_main(together(f if rank()==0 else lambda: None))
 
-# %% ../nbs/13_parallel.ipynb #e2dca7d5
+# %% ../nbs/13_parallel.ipynb #d993bd4b
 def processes(
     n:int,         # how many
     f, *args,      # an importable function, and what it is called with
@@ -138,6 +138,7 @@ def joined(device, f, args):
 
 def _process(threads, *args):
     from torch.distributed.elastic.multiprocessing.errors import record
+    for stream in (sys.stdout, sys.stderr): stream.reconfigure(errors='backslashreplace')   # a locale must not stop a run
     torch.set_num_threads(threads)
     return record(joined)(*args)   # leaves the error where the launcher finds it
 

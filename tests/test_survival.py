@@ -381,45 +381,49 @@ needs_commands = pytest.mark.skipif(not shutil.which('exp2_status', path=ENV['PA
                                     reason='the console scripts are not installed: pip install -e .')
 SIZES = dict(n_train=48, n_test=6, dev=6)
 
-HOLD = """# imported by every Python of the command: step 3 of the SFT stage waits for a signal
-import importlib.abc, importlib.util, sys
+HOLD = """# sitecustomize, imported by every Python of a command: one function waits, and a file says so
+import importlib.abc, importlib.util, os, pathlib, sys
+module_name, owner, function = os.environ['HOLD_AT'].split(':')
 class Hold(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name!='exp2nb.train': return None
+        if name!=module_name: return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         real = spec.loader.exec_module
         def exec_module(module):
             real(module)
-            step = module.Supervised.step
-            def held(self):
-                if self.name=='sft' and self.n==3:
-                    import signal, time
-                    (self.folder/'ready').touch()
-                    asked = signal.getsignal(signal.SIGTERM).__self__   # the `Interrupt` of the loop around this step
-                    while not asked.requested: time.sleep(.01)
-                return step(self)
-            module.Supervised.step = held
+            place = getattr(module, owner) if owner else module
+            f = getattr(place, function)
+            def held(*args, **kw):
+                import signal, time
+                first = args[0] if args else None
+                if owner and not (first.name=='sft' and first.n==3): return f(*args, **kw)
+                pathlib.Path(os.environ['HOLD_READY']).write_text(str(os.getpid()))
+                asked = getattr(signal.getsignal(signal.SIGTERM), '__self__', None)   # the `Interrupt` of a loop around a step
+                while not (owner and asked.requested): time.sleep(.01)
+                return f(*args, **kw)
+            setattr(place, function, held)
         spec.loader.exec_module = exec_module
         return spec
 sys.meta_path.insert(0, Hold())
 """
+IN_A_STEP = 'exp2nb.train:Supervised:step'   # step 3 of SFT
 
-def command(run_dir, *args, hold=False):
+def command(run_dir, *args, hold=''):
     "Start a command of the project; its output goes to a file."
     run_dir.mkdir(exist_ok=True)
     env = dict(ENV)
     if hold:
         (run_dir.parent/'hold').mkdir(exist_ok=True)
         (run_dir.parent/'hold'/'sitecustomize.py').write_text(HOLD, encoding='utf-8')
-        env['PYTHONPATH'] = os.pathsep.join([str(run_dir.parent/'hold'), str(ROOT), os.environ.get('PYTHONPATH', '')])
+        env |= dict(HOLD_AT=hold, HOLD_READY=str(run_dir/'ready'),
+                    PYTHONPATH=os.pathsep.join([str(run_dir.parent/'hold'), str(ROOT), os.environ.get('PYTHONPATH', '')]))
     with open(run_dir/'output.txt', 'w') as f:
         return subprocess.Popen([str(a) for a in args], cwd=ROOT, env=env, stdout=f, stderr=subprocess.STDOUT)
 
-def script(run_dir, **kw):
-    sizes = [x for k,v in SIZES.items() for x in (f"--{k.replace('_', '-')}", v)]
-    return command(run_dir, 'bash', ROOT/'runs'/'exp2.sh', '--preset', 'smoke', '--arms', 'rl', '--run-dir', run_dir, *sizes,
-                   '--changes', CHANGES, **kw)
+OPTIONS = ['--preset', 'smoke', '--changes', CHANGES, *(x for k,v in SIZES.items() for x in (f"--{k.replace('_', '-')}", v))]
+
+def script(run_dir, **kw): return command(run_dir, 'bash', ROOT/'runs'/'exp2.sh', '--arms', 'rl', '--run-dir', run_dir, *OPTIONS, **kw)
 
 def papermill(run_dir, **kw):
     given = dict(arm='rl', preset='smoke', run_dir=run_dir, changes=CHANGES, **SIZES)
@@ -438,9 +442,9 @@ def wait_for_end(pid):
 def test_the_script_passes_a_signal_to_the_writer_and_waits(tmp_path, expected, number):
     run_dir = tmp_path/'run'
     sft = run_dir/FOLDERS['sft']
-    p = script(run_dir, hold=True)
+    p = script(run_dir, hold=IN_A_STEP)
     try:
-        wait_until((sft/'ready').exists, p, run_dir)
+        wait_until((run_dir/'ready').exists, p, run_dir)
         writer = lock_holder(sft)['pid']
         p.send_signal(number)
         p.wait()
@@ -460,8 +464,8 @@ def test_the_script_passes_a_signal_to_the_writer_and_waits(tmp_path, expected, 
 def test_a_bare_papermill_dies_at_once_and_goes_on(tmp_path, expected):
     run_dir = tmp_path/'run'
     sft = run_dir/FOLDERS['sft']
-    p = papermill(run_dir, hold=True)
-    wait_until((sft/'ready').exists, p, run_dir)
+    p = papermill(run_dir, hold=IN_A_STEP)
+    wait_until((run_dir/'ready').exists, p, run_dir)
     writer = lock_holder(sft)['pid']
     p.terminate()
     assert p.wait()!=0
@@ -469,6 +473,25 @@ def test_a_bare_papermill_dies_at_once_and_goes_on(tmp_path, expected):
     p = papermill(run_dir)
     assert p.wait()==0, output(run_dir)
     assert_same(run_dir, expected, ['base', 'sft'])
+
+
+OUTSIDE = dict(data='exp2nb.lab::target_tasks', evaluation='exp2nb.arms::evaluate')
+
+@needs_commands
+@pytest.mark.parametrize('number', (signal.SIGTERM, signal.SIGINT))
+@pytest.mark.parametrize('where', OUTSIDE)
+def test_a_signal_outside_a_training_loop_is_a_sentence(tmp_path, reference, where, number):
+    run_dir = tmp_path/'run'
+    before('rl', reference, run_dir)
+    p = command(run_dir, 'exp2_arm', '--arm', 'sft', '--run-dir', run_dir, *OPTIONS, hold=OUTSIDE[where])
+    try:
+        wait_until((run_dir/'ready').exists, p, run_dir)
+        p.send_signal(number)
+        p.wait()
+    finally: p.kill()
+    text = output(run_dir)
+    assert p.returncode==128+number and 'Traceback' not in text and number.name in text.splitlines()[-1], text
+    assert not list(run_dir.rglob('arm.json')) and lock_holder(run_dir/'sft'/'model-1.0'/'seed0') is None
 
 
 # ---- what a saved notebook shows ----
