@@ -1316,6 +1316,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'exp2nb.train.Run._log': ('train.html#run._log', 'exp2nb/train.py'),
                               'exp2nb.train.Run._look': ('train.html#run._look', 'exp2nb/train.py'),
                               'exp2nb.train.Run._save_if_due': ('train.html#run._save_if_due', 'exp2nb/train.py'),
+                              'exp2nb.train.Run._step': ('train.html#run._step', 'exp2nb/train.py'),
                               'exp2nb.train.Run.go': ('train.html#run.go', 'exp2nb/train.py'),
                               'exp2nb.train.Run.metrics_rows': ('train.html#run.metrics_rows', 'exp2nb/train.py'),
                               'exp2nb.train.Run.restore': ('train.html#run.restore', 'exp2nb/train.py'),

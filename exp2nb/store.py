@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from .config import UserError, sha256_of
 
-# %% ../nbs/10_store.ipynb #24dcdec7
+# %% ../nbs/10_store.ipynb #f5acd4fb
 REFUSALS = {   # errors of the operating system: what is wrong, what to do
     errno.EROFS: ('the file system is read-only', 'choose another run_dir'),
     errno.EACCES: ('permission was denied', 'ask the owner for access, or choose another run_dir'),
@@ -47,7 +47,7 @@ def refusal(
 )->str:               # one sentence; '' if the error does not come from the operating system
     "What an error of the operating system means for the user."
     code = getattr(e, 'errno', None)
-    if isinstance(e, MemoryError): code = errno.ENOMEM
+    if isinstance(e, MemoryError) or re.search("can't allocate memory|out of memory", str(e)): code = errno.ENOMEM   # the latter: PyTorch's
     if code is None and (m := re.search(r'os error (\d+)', str(e))): code = int(m[1])   # how safetensors reports it
     if code is None: return ''
     path = path or getattr(e, 'filename', None) or 'a file'
@@ -61,7 +61,7 @@ def refusal(
 def os_errors(path=None, doing='written'):
     "Turn an error of the operating system into a `UserError`, see `refusal`; other errors pass."
     try: yield
-    except (OSError, MemoryError, SafetensorError) as e:
+    except (OSError, MemoryError, SafetensorError, RuntimeError) as e:
         if not (sentence := refusal(e, path, doing)): raise
         raise UserError(sentence) from e
 

@@ -7,7 +7,7 @@ __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'logits_at_once', 's
            'supervised_loss', 'micro_batches', 'Noise', 'grad_sq', 'check_finite', 'Supervised', 'collect', 'spent_row',
            'Run', 'positions', 'put_back', 'check_weights', 'in_notebook', 'ProgressLine']
 
-# %% ../nbs/14_train.ipynb #f37f4e75
+# %% ../nbs/14_train.ipynb #01bf4481
 import math, os, sys, time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from .flops import Work, optimizer_cost, supervised_cost
 from .ledger import BUDGET_STAGES, totals
 from .optim import Optimizer, schedule
 from .protocol import Segments, fastest, operator, send
-from .store import (Interrupt, Interrupted, Jsonl, SaveTimer, load_checkpoint, load_state, read_jsonl, save_checkpoint,
-                          write_json)
+from .store import (Interrupt, Interrupted, Jsonl, SaveTimer, load_checkpoint, load_state, os_errors, read_jsonl,
+                          save_checkpoint, write_json)
 
 # %% ../nbs/14_train.ipynb #067784b0
 class Conversations:
@@ -542,7 +542,7 @@ class ProgressLine(tqdm):
         super().close()
         if self.in_cell: self.display()
 
-# %% ../nbs/14_train.ipynb #358628cd
+# %% ../nbs/14_train.ipynb #7ac8847f
 @patch
 def go(self:Run, progress=True)->list:   # the rows of metrics
     "Run the stage to its end. Raises `Interrupted` after saving if the process was asked to stop."
@@ -555,7 +555,7 @@ def go(self:Run, progress=True)->list:   # the rows of metrics
     with Interrupt() as stop, bar:
         if self.looks and self.looked==0: self._look()
         before = self.stage.clock.fraction
-        while (row := self.stage.step()) is not None:
+        while (row := self._step()) is not None:
             now = self.stage.clock.fraction
             due = self.looks and now + (now-before)/4 >= self.looked/self.looks   # a budget ends a token's price short of itself
             before = now
@@ -566,7 +566,12 @@ def go(self:Run, progress=True)->list:   # the rows of metrics
     self.save()
     return self.metrics_rows()
 
-# %% ../nbs/14_train.ipynb #a0102a11
+# %% ../nbs/14_train.ipynb #45d94bd2
+@patch
+def _step(self:Run):
+    "The stage's next step. Raises `UserError` if memory or the disk is not enough; the last checkpoint is still good."
+    with os_errors(f'step {self.stage.n} of {self.folder}', 'done'): return self.stage.step()
+
 @patch
 def _save_if_due(self:Run, stop):
     "Save when the timer or a signal asks for it. Raises `Interrupted` after a signal."
