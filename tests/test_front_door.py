@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_links_lead_somewhere(page):
 def test_the_index_lists_every_notebook():
     listed = {(ROOT/'nbs'/to).resolve() for to in links(ROOT/'nbs/index.ipynb')}
     assert not [str(p.relative_to(ROOT)) for p in NOTEBOOKS if p.resolve() not in listed and p.name!='index.ipynb']
+
+def test_the_index_lists_every_command():
+    index, project = prose(ROOT/'nbs/index.ipynb'), tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']
+    assert not [name for name in project['scripts'] if f'`{name}' not in index]
+
+@pytest.mark.parametrize('page', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_stored_outputs_tell_nothing_of_the_machine(page):
+    "Warnings of libraries that name the folder in which they are installed."
+    for cell in json.loads(page.read_text(encoding='utf-8'))['cells']:
+        text = json.dumps(cell.get('outputs', []))
+        assert not re.search(r'/site-packages/|/home/\w+/', text), ''.join(cell['source'])[:200]
 
 def test_the_picture_of_a_step_names_real_modules():
     picture = (ROOT/'nbs/images/rl_step.svg').read_text(encoding='utf-8')
