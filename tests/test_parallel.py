@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import exp2nb.train
-from children import run_in_child
+from _forkserver import run_in_child
 from exp2nb import parallel
 from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.lab import Lab, arm_folder

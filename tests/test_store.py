@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from children import run_in_child
+from _forkserver import run_in_child
 from exp2nb.config import UserError
 from exp2nb.store import (Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json,
                           read_jsonl, save_artifact, save_checkpoint, save_model, weights_hash, write_json)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import exp2nb.arms, exp2nb.grpo, exp2nb.optim, exp2nb.store, exp2nb.train
-from children import run_in_child
+from _forkserver import run_in_child
 from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.grpo import GRPO
 from exp2nb.config import UserError, make_config, override, seed_of

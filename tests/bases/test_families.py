@@ -23,10 +23,12 @@ def addition(a, b):
 CONVS = [addition(a, b) for a in range(1, 6) for b in range(1, 6)]
 
 class Sums:
-    "A target task that any babble solves now and then: an answer of even length is right."
+    "A target task; its score does not matter here."
     def __len__(self): return len(CONVS)
     def __getitem__(self, i): return CONVS[i]
     def score(self, problem, text): return dict(correct=len(text)%2==0, parsed=True)
+
+def every_other(step, i, k, score): return float(k%2)   # so that every group has an advantage, whatever a random model says
 
 LLAMAS = dict(llama={}, qwen2=dict(qkv_bias=True, tied=True, windows=(None, 9)), qwen3=dict(tied=True))
 
@@ -63,7 +65,7 @@ def test_rl_steps_run_and_are_billed_right(name, tmp_path):
     model, tok = family(name)
     rl = replace(RLConfig(), problems=3, samples=4, max_new=10, rates=RATES, micro_tokens=200)
     ledger = Ledger(tmp_path/'ledger.jsonl', model.shape, 'sums')
-    stage = GRPO(model, tok, Sums(), tok.render_prompt, rl, Amount(2, 'steps'), ledger, 0)
+    stage = GRPO(model, tok, Sums(), tok.render_prompt, rl, Amount(2, 'steps'), ledger, 0, reward=every_other)
     stage.folder = tmp_path
     before = {k:v.clone() for k,v in model.state_dict().items()}
     row, c, ours = counted(stage)
@@ -173,9 +175,8 @@ def test_smollm_trains_on_gsm8k_and_the_ledger_agrees(smollm, tmp_path):
     model, tok, _ = load_base(smollm[0])
     task, rates = gsm8k('train', data), Rates(1e-4, 1e-5, 1e-5, 1e-5)
     rl = replace(RLConfig(), problems=1, samples=4, max_new=24, rates=rates)
-    def reward(step, i, k, score): return float(k%2)   # the arithmetic of a step, not the model's
     def prompt(p): return tok.render_prompt(p.question)
-    stage = GRPO(model, tok, task, prompt, rl, Amount(1, 'steps'), Ledger(tmp_path/'rl.jsonl', model.shape, 'gsm8k'), 0, reward=reward)
+    stage = GRPO(model, tok, task, prompt, rl, Amount(1, 'steps'), Ledger(tmp_path/'rl.jsonl', model.shape, 'gsm8k'), 0, reward=every_other)
     stage.folder = tmp_path
     row, c, ours = counted(stage)
     assert abs(ours/c-1) < 1e-3 and row['logprob_drift'] < 1e-3 and row['zero_advantage']==0
