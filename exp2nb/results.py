@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['NEEDS', 'LABELS', 'CHANCE', 'MUST_AGREE', 'CHECKPOINTS', 'WORDS', 'DYNAMICS', 'ENDPOINT', 'SCHEMA_VERSION', 'label',
            'Record', 'table', 'read_record', 'discover', 'Study', 'View', 'check_same', 'check_sft', 'check_budget',
-           'check_complete', 'starting_points', 'recipe', 'cells', 'outcomes', 'Compared', 'compare', 'same_items',
-           'ends_table', 'curve_table', 'stage_table', 'price_table', 'benchmark_table', 'also_table', 'beside_table',
-           'tries_table', 'overlap_table', 'dynamics_table', 'budgets_table', 'starts_table', 'not_run',
-           'zero_advantage_of', 'arm_scores', 'budget_entry', 'verdict_of', 'tables', 'summarise', 'provenance',
-           'tuning_table']
+           'check_complete', 'starting_points', 'recipe', 'cells', 'outcomes', 'Compared', 'compare',
+           'zero_advantage_of', 'same_items', 'ends_table', 'curve_table', 'stage_table', 'price_table',
+           'benchmark_table', 'also_table', 'beside_table', 'tries_table', 'overlap_table', 'dynamics_table',
+           'budgets_table', 'starts_table', 'not_run', 'arm_scores', 'budget_entry', 'judged_on', 'verdict_of',
+           'executed_ratio', 'elsewhere', 'errors_table', 'tables', 'summarise', 'provenance', 'tuning_table']
 
-# %% ../nbs/21_results.ipynb #9f1f2c83
+# %% ../nbs/21_results.ipynb #be805124
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .config import MATCH_ON, UserError, sha256_of
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
-from .stats import accuracy, crossover, decide, difference, holm, majority_at_k, pass_at_k, rule
+from .stats import (
+    accuracy, coded, coverage_rates, crossover, decide, difference, holm, judge, latent_of, majority_at_k, pass_at_k, points, scope_of)
 from .store import read_json, read_jsonl
 
 # %% ../nbs/21_results.ipynb #69e19206
@@ -120,7 +121,7 @@ def discover(
         found += [p for p in here if p not in found]
     return [read_record(p) for p in found]
 
-# %% ../nbs/21_results.ipynb #4b3f4762
+# %% ../nbs/21_results.ipynb #19f44d92
 @dataclass
 class Study:
     "Records that share a starting point (one SFT recipe), and how to pick from them."
@@ -148,9 +149,15 @@ class Study:
         return own[:1] if len({r.sft_sha256 for r in records})==1 else own
 
     @property
+    def vary(self):
+        "What seeds vary: the 'arm' alone, 'sft' too, or the 'base' too."
+        found = {r.config.get('vary','arm') for r in self.records}
+        return next((v for v in ('base','sft') if v in found), 'arm')
+
+    @property
     def paired(self):
         "Has every seed an SFT checkpoint of its own?"
-        return any(r.config.get('vary','arm')!='arm' for r in self.records)
+        return self.vary!='arm'
 
     def bases(self):
         "Bases on which SFT+ was matched, in the order of `MATCH_ON`."
@@ -292,18 +299,33 @@ def outcomes(
         out.append(s.to_numpy(float))
     return np.array(out) if out else None
 
-# %% ../nbs/21_results.ipynb #5e263136
+# %% ../nbs/21_results.ipynb #8700f930
 @dataclass
 class Compared:
     "RL, SFT+ and SFT at one budget and basis: outcomes on one task, each (seeds, items); SFT has one row where all seeds share it."
     rl:np.ndarray
     sft_plus:np.ndarray
     sft:np.ndarray
-    paired:bool      # an SFT checkpoint for each seed
+    starts:int       # number of different SFT checkpoints
+    zero_advantage:float   # share of RL's groups without an advantage, mean over seeds; None where it was not recorded
+
+    @property
+    def paired(self):
+        "Do seeds come in pairs, from an SFT checkpoint each?"
+        return len(self.sft)>1
+
+    @property
+    def seeds(self):
+        "Seeds that both arms have."
+        return len(self.rl)
 
     def estimate(self):
         "RL − SFT+."
         return difference(self.rl, self.sft_plus, self.paired)
+
+    def judged(self, margin):
+        "The rule on this comparison alone: `judge`'s dictionary."
+        return judge(self.rl, self.sft_plus, self.sft, self.zero_advantage, margin, self.paired, self.starts)
 
 def compare(view:View, checkpoint='end', greedy=True, task=None):
     "Outcomes of the three arms over the seeds that RL and SFT+ share; None where something was not run."
@@ -316,7 +338,13 @@ def compare(view:View, checkpoint='end', greedy=True, task=None):
     got = [outcomes(rs, task, checkpoint, greedy) for rs in (rl, sft_plus, starts)]
     if any(g is None for g in got): return None
     outcomes([*rl, *sft_plus, *starts], task, checkpoint, greedy)   # the same problems, by name
-    return Compared(*got, study.paired)
+    zero = [z for z in map(zero_advantage_of, rl) if z is not None]
+    return Compared(*got, len({r.sft_sha256 for r in rl}), float(np.mean(zero)) if zero else None)
+
+def zero_advantage_of(r:Record):
+    "Share of RL's groups that carried no signal, over the whole run; None where it was not recorded."
+    if isinstance(r.info.get('zero_advantage'), (int,float)): return float(r.info['zero_advantage'])
+    return float(r.metrics.zero_advantage.mean()) if 'zero_advantage' in r.metrics else None
 
 # %% ../nbs/21_results.ipynb #119b4885
 def same_items(study:Study, tasks):
@@ -406,35 +434,39 @@ def benchmark_table(view:View, tasks)->list:
         for r,p in zip(mine, holm([r['p'] for r in mine]), strict=True): r['p_holm'] = float(p)
     return rows
 
-# %% ../nbs/21_results.ipynb #3336cdb7
+# %% ../nbs/21_results.ipynb #75cdabb0
 WORDS = dict(end='end of budget', best_dev='best on dev')
 
+def _also(what, basis, rl, other, c, margin, **more)->dict:
+    "A row: RL − `other`, and what the rule says of it, with its premise and its number of seeds."
+    paired = c.paired and len(rl)==len(other)==len(c.sft)
+    code = str(coded(rl, other, c.sft, c.zero_advantage, margin, paired, c.starts))
+    return dict(what=what, basis=basis, **_bounds(difference(rl, other, paired)), code=code, seeds=min(len(rl),len(other)), **more)
+
 def also_table(view:View, margin)->list:
-    "RL minus another arm in every way that was run besides the endpoint, with the code that the rule would give."
+    "RL minus another arm in every way that was run besides the endpoint, with the code that the rule gives it."
     rows,study = [],view.study
-    def add(what, a, b, paired, basis=view.match_on):
-        e = difference(a, b, paired)
-        rows.append(dict(what=what, basis=basis, **_bounds(e), code=str(rule(e, margin)), seeds=min(len(a),len(b))))
     for ckpt in CHECKPOINTS:
         for greedy in (True,False):
             c = compare(view, ckpt, greedy)
             endpoint = ckpt=='end' and greedy and view.match_on=='model'
-            if c and not endpoint: add(f'RL − SFT+, {WORDS[ckpt]}, {"greedy" if greedy else "temperature 1"}', c.rl, c.sft_plus, c.paired)
+            what = f'RL − SFT+, {WORDS[ckpt]}, {"greedy" if greedy else "sampled"}'
+            if c and not endpoint: rows.append(_also(what, view.match_on, c.rl, c.sft_plus, c, margin))
     for m in study.bases():
         c = compare(View(study, view.task, m, view.budget)) if m!=view.match_on else None
-        if c: add(f'RL − SFT+, matched on {m}', c.rl, c.sft_plus, c.paired, m)
-    rl = outcomes(view.of('rl'), view.task)
+        if c: rows.append(_also(f'RL − SFT+, matched on {m}', m, c.rl, c.sft_plus, c, margin))
+    c = compare(view)
     for arm in study.arms():
         x = outcomes(view.of(arm), view.task) if arm not in ('sft','rl','sft_plus') else None
-        if x is not None: add(f'RL − {label(arm)}', rl, x, study.paired and len(x)==len(rl))
+        if c and x is not None: rows.append(_also(f'RL − {label(arm)}', view.match_on, c.rl, x, c, margin))
     return rows
 
-# %% ../nbs/21_results.ipynb #2ffdd980
+# %% ../nbs/21_results.ipynb #446f25eb
 def _of_answers(rs, task):
     "Measures of greedy answers: name → one value a seed."
     greedy = [cells(r, task) for r in rs]
     out = {'accuracy, greedy': [c.correct.mean() for c in greedy],
-           'accuracy, temperature 1': [cells(r, task, greedy=False).correct.mean() for r in rs],
+           'accuracy, sampled': [cells(r, task, greedy=False).correct.mean() for r in rs],
            'answer parses': [c.parsed.mean() for c in greedy],
            'right, given that it parses': [c.correct[c.parsed.astype(bool)].mean() for c in greedy]}
     if all('correct_last_number' in c for c in greedy):
@@ -518,7 +550,7 @@ def dynamics_table(view:View, most:int=150)->list:
             rows.append(dict(seed=r.seed, step=float(x['step']), **{k: None if pd.isna(x[k]) else float(x[k]) for k in have}))
     return rows
 
-# %% ../nbs/21_results.ipynb #a0015766
+# %% ../nbs/21_results.ipynb #2bd093e9
 def budgets_table(study:Study, task)->tuple:   # rows, crossing or None
     "RL − SFT+ at every budget that was run on the model basis, and the budget from which RL pays."
     got = [(b, compare(View(study, task, 'model', b))) for b in study.budgets()]
@@ -533,13 +565,13 @@ def _along(got, name):
     "A row for each (x, comparison), and where the difference crosses zero if there are several x."
     rows = []
     for x,c in got:
-        rows.append({name:float(x), **_bounds(c.estimate()), 'seeds':min(len(c.rl),len(c.sft_plus)),
+        rows.append({name:float(x), **_bounds(c.estimate()), 'seeds':c.seeds,
                      'rl':float(c.rl.mean()), 'sft_plus':float(c.sft_plus.mean()), 'sft':float(c.sft.mean())})
     xs = [x for x,_ in got]
     if len(xs)<2 or len(set(xs))<len(xs): return rows, None
     return rows, crossover(xs, [(c.rl,c.sft_plus) for _,c in got], name.replace('sft_','SFT '))
 
-# %% ../nbs/21_results.ipynb #30e07c04
+# %% ../nbs/21_results.ipynb #e34e343d
 def not_run(view:View, studies)->list:
     "What the experiment names and these folders do not hold, one short phrase each."
     study,on = view.study, view.match_on
@@ -547,19 +579,14 @@ def not_run(view:View, studies)->list:
     out += [f'arm {a}' for a in LABELS if not view.of(a)]
     out += [f'matched on {b}' for b in MATCH_ON if b not in study.bases() and not (b=='model' and on!='model')]
     if compare(view, 'best_dev') is None: out.append('best-on-dev checkpoints')
-    if compare(view, greedy=False) is None: out.append('sampling at temperature 1')
+    if compare(view, greedy=False) is None: out.append('sampled answers')
     if len(study.budgets(on))<2: out.append('other budgets')
     if len(studies)<2: out.append('other starting points')
     for x in [x for r in study.records for x in r.info.get('not_run') or []]:
         out.append(f"{x['task']} ({x['why']})" if isinstance(x, dict) else str(x))
     return list(dict.fromkeys(out))
 
-# %% ../nbs/21_results.ipynb #e372d13f
-def zero_advantage_of(r:Record):
-    "Share of RL's groups that carried no signal, over the whole run; None where it was not recorded."
-    if isinstance(r.info.get('zero_advantage'), (int,float)): return float(r.info['zero_advantage'])
-    return float(r.metrics.zero_advantage.mean()) if 'zero_advantage' in r.metrics else None
-
+# %% ../nbs/21_results.ipynb #45edc1ed
 def arm_scores(view:View, tasks)->dict:
     "`arms.<arm>.<task>`: accuracy per seed (greedy, end of budget), with mean, interval and the number of problems."
     out = defaultdict(dict)
@@ -587,35 +614,78 @@ def budget_entry(view:View)->dict:
                 steps={a: mean('steps', view.of(a)) for a in arms}, epochs={a: mean('epochs', view.of(a)) for a in arms}, per_seed=per_seed,
                 would_buy={r['basis']:dict(steps=r['steps'], epochs=r['epochs']) for r in price_table(view)})
 
-# %% ../nbs/21_results.ipynb #861b8462
-ENDPOINT = "greedy pass@1 on {task}'s test split, end of budget, matched on model FLOPs"
+# %% ../nbs/21_results.ipynb #f7cb9161
+ENDPOINT = "greedy pass@1 on {task}'s test split, end of budget, matched on billed (model) FLOPs and again on executed FLOPs"
 
-def verdict_of(view:View, margin, also)->dict:
-    "The verdict on the endpoint, with its premise, reach and what would be needed."
+def judged_on(view:View, margin)->dict:
+    "Basis → `judge`'s dictionary, for every basis on which SFT+ was matched."
+    found = {m: compare(View(view.study, view.task, m, view.budget)) for m in view.study.bases()}
+    return {m:c.judged(margin) for m,c in found.items() if c}
+
+def verdict_of(view:View, margin, benchmarks)->dict:
+    "The verdict on the endpoint, with its scope, premise, reach and what would be needed. `benchmarks`: the table's rows."
     endpoint,rl = ENDPOINT.format(task=view.task), view.of('rl')
-    if view.match_on!='model':
-        reason = f'the endpoint was not run: there is no sft_plus matched on model FLOPs (only on {view.match_on})'
-        return dict(code='cannot_tell', sentence=f'Cannot tell: {reason}.', endpoint=endpoint, difference=None, interval=None,
-                    reason=reason, hypothesis=None, needed='Run arm sft_plus with match_on model.', margin=margin, seeds=len(rl))
+    by_basis = judged_on(view, margin)
+    if view.match_on!='model': return _no_endpoint(view, endpoint, by_basis, margin)
     c = compare(view)
     if c is None:
         raise UserError(f'{rl[0].folder/"items.jsonl"} holds no greedy answers to {view.task} for checkpoint end '
                         '(or another arm lacks them): evaluate again.')
-    zero = [z for z in map(zero_advantage_of, rl) if z is not None]
-    others = {r['basis']:r['code'] for r in also if r['basis']!=view.match_on}
-    return dict(endpoint=endpoint, **decide(c.rl, c.sft_plus, c.sft, float(np.mean(zero)) if zero else None, margin, c.paired, others))
+    others = {k:v for k,v in by_basis.items() if k!='model'}
+    v = decide(c.rl, c.sft_plus, c.sft, c.zero_advantage, margin, c.paired, others, c.starts, view.study.vary, view.task)
+    ratio = executed_ratio(view)
+    v['notes'] += elsewhere(benchmarks, margin)
+    if abs(ratio-1) > .1: v['notes'].insert(0, f'Billed the same FLOPs; RL executed {100*ratio:.0f} % of what extra SFT did.')
+    return dict(endpoint=endpoint, **v, executed_ratio=ratio)
 
-# %% ../nbs/21_results.ipynb #37c79016
-SCHEMA_VERSION = 1
+# %% ../nbs/21_results.ipynb #cab771b3
+def _no_endpoint(view:View, endpoint, by_basis, margin)->dict:
+    reason,seeds = f'the endpoint was not run: there is no sft_plus matched on model FLOPs (only on {view.match_on})', len(view.of('rl'))
+    sft = view.study.starts_of(view.of('rl'))
+    return dict(code='cannot_tell', scope=scope_of(seeds, sft), sentence=f'Cannot tell: {reason}.', endpoint=endpoint, difference=None,
+                interval=None, reason=reason, by_basis=by_basis, hypothesis=None, notes=[], needed='Run arm sft_plus with match_on model.',
+                margin=margin, seeds=seeds)
 
-def tables(view:View, studies, tasks, also)->dict:
+def executed_ratio(view:View)->float:
+    "Executed FLOPs of RL for one of SFT+, where both were billed the same."
+    price = next(p for p in price_table(view) if p['basis']=='executed')
+    return price['rl']/price['sft_plus']
+
+def elsewhere(benchmarks, margin)->list:
+    "A sentence for each other task on which an arm moved by more than the margin, beyond chance."
+    found = {}
+    for r in benchmarks:
+        if r['contrast']!='rl_vs_sft_plus' and abs(r['difference'])>margin and r['p_holm']<=.05:
+            found.setdefault(r['task'], []).append((r['contrast'], r['difference']))
+    arms = dict(rl_vs_sft='RL', sft_plus_vs_sft='extra SFT')
+    gaps = {task: ', '.join(f'{arms[k]} {points(d,True)}' for k,d in moved) for task,moved in found.items()}
+    return [f'On {task}, which neither trained on, in points against the SFT checkpoint: {words}.' for task,words in gaps.items()]
+
+# %% ../nbs/21_results.ipynb #779df4eb
+def errors_table(view:View, margin, experiments:int=500)->list:
+    "Error rates of this design, a row for each assumed deviation."
+    c,rows = compare(view), []
+    if c is None: return rows
+    design = dict(seeds=c.seeds, items=c.rl.shape[-1], accuracy=float(np.clip((c.rl.mean()+c.sft_plus.mean())/2, .07, .93)))
+    settings = dict(paired=c.paired, margin=margin, **design, **latent_of(c.rl, c.sft_plus))
+    for run_sd,gap_sd in ((0.,0.), (.01,0.), (.02,0.), (.01,.02)):
+        rng = np.random.default_rng([int(1000*run_sd), int(1000*gap_sd)])
+        parts = [coverage_rates(rng, 50, run_sd=run_sd, gap_sd=gap_sd, **settings) for _ in range(experiments//50)]
+        rows.append(dict(run_sd=run_sd, gap_sd=gap_sd, experiments=experiments, **design, **pd.DataFrame(parts).mean().to_dict()))
+    return rows
+
+# %% ../nbs/21_results.ipynb #2130dfbe
+SCHEMA_VERSION = 2   # 2: scope, by_basis, notes; a verdict needs two bases, and more than one seed
+
+def tables(view:View, studies, tasks, margin)->dict:
     "The rows of every table, by name, without those over budgets and starting points."
     study = view.study
     return dict(ends=ends_table(study, view.task), curve=curve_table(view), stages=stage_table(view), prices=price_table(view),
-                benchmarks=benchmark_table(view, tasks[1:]), also=also, beside=beside_table(view), tries=tries_table(view),
-                overlap=overlap_table(view), dynamics=dynamics_table(view), tuning=tuning_table(studies))
+                benchmarks=benchmark_table(view, tasks[1:]), also=also_table(view, margin), beside=beside_table(view),
+                tries=tries_table(view), overlap=overlap_table(view), dynamics=dynamics_table(view), errors=errors_table(view, margin),
+                tuning=tuning_table(studies))
 
-# %% ../nbs/21_results.ipynb #8a92d153
+# %% ../nbs/21_results.ipynb #d2306b7e
 def summarise(
     run_dirs,                          # run folder, or several: the first holds the main comparison
     margin:float=.02,                  # equivalence margin as a share: 0.02 is two points
@@ -635,28 +705,28 @@ def summarise(
     for s in studies: check_budget(s, tolerance)
     tasks = [view.task]+[t for t in dict.fromkeys(first.items.task) if t!=view.task]
     same_items(study, tasks)
-    rl,also = view.of('rl'), also_table(view, margin)
+    rl,shown = view.of('rl'), tables(view, studies, tasks, margin)
     by_budget,cross = budgets_table(study, view.task)
     by_start,turn = starts_table(studies, view.task, budget)
     return dict(
-        schema=SCHEMA_VERSION, verdict=verdict_of(view, margin, also), arms=arm_scores(view, tasks), budget=budget_entry(view),
-        zero_advantage=[zero_advantage_of(r) for r in rl], sft_sha256=_one([r.sft_sha256 for r in rl]), not_run=not_run(view, studies),
-        task=view.task, preset=first.preset, seeds=[r.seed for r in rl], margin=margin, eval_settings=first.eval_settings,
+        schema=SCHEMA_VERSION, verdict=verdict_of(view, margin, shown['benchmarks']), arms=arm_scores(view, tasks),
+        budget=budget_entry(view), zero_advantage=[zero_advantage_of(r) for r in rl], sft_sha256=_one([r.sft_sha256 for r in rl]),
+        not_run=not_run(view, studies), task=view.task, preset=first.preset, seeds=[r.seed for r in rl], margin=margin,
+        eval_settings=first.eval_settings,
         crossover=dict(budget=cross, start=turn), provenance=provenance(study),
-        tables=dict(tables(view, studies, tasks, also), budgets=by_budget, starts=by_start))
+        tables=dict(shown, budgets=by_budget, starts=by_start))
 
 def _one(values):
     return values[0] if len(set(values))==1 else values
 
-# %% ../nbs/21_results.ipynb #9d2797ec
+# %% ../nbs/21_results.ipynb #9f609423
 def provenance(study:Study)->dict:
     "Which code and which hashes the numbers come from."
     rs = study.records
     shared = {k: _one([r.info.get(k) for r in rs]) for k in ('base_sha256', 'tokenizer_sha256')}
     git = sorted({str(r.info['git']) for r in rs if r.info.get('git')})
     return dict(folders=sorted({r.run.name for r in rs}), git=git, records=len(rs), **shared,
-                base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs),
-                vary='sft' if study.paired else 'arm')
+                base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs), vary=study.vary)
 
 def tuning_table(studies)->list:
     "Learning-rate trials on dev with their cost, from `tuning.jsonl` in a run folder, if any: they are outside the budget."

@@ -96,8 +96,10 @@ def fake_arm(
     return folder
 
 
-def fake_run(run_dir, gains=(.05, .12), seeds=1, **kw):
-    "An invented run: SFT, RL and SFT+ with the given gains over SFT, as shares."
+def fake_run(run_dir, gains=(.05, .12), seeds=1, bases=('model', 'executed'), **kw):
+    "An invented run: SFT, RL and SFT+ with the given gains over SFT, as shares; SFT+ on each basis."
     for s in range(seeds):
-        for arm, g in (('sft', 0.), ('rl', gains[0]), ('sft_plus', gains[1])): fake_arm(run_dir, arm, s, gain=g, **kw)
+        fake_arm(run_dir, 'sft', s, **kw)
+        fake_arm(run_dir, 'rl', s, gain=gains[0], **kw)
+        for basis in bases: fake_arm(run_dir, 'sft_plus', s, basis, gain=gains[1], **kw)
     return Path(run_dir)
