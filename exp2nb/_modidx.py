@@ -1319,6 +1319,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'exp2nb.tools.show': { 'exp2nb.tools.show._short': ('tools/show.html#_short', 'exp2nb/tools/show.py'),
                                    'exp2nb.tools.show.budget_table': ('tools/show.html#budget_table', 'exp2nb/tools/show.py'),
                                    'exp2nb.tools.show.config_table': ('tools/show.html#config_table', 'exp2nb/tools/show.py'),
+                                   'exp2nb.tools.show.draw_curve': ('tools/show.html#draw_curve', 'exp2nb/tools/show.py'),
+                                   'exp2nb.tools.show.has_spikes': ('tools/show.html#has_spikes', 'exp2nb/tools/show.py'),
                                    'exp2nb.tools.show.match_table': ('tools/show.html#match_table', 'exp2nb/tools/show.py'),
                                    'exp2nb.tools.show.score_table': ('tools/show.html#score_table', 'exp2nb/tools/show.py'),
                                    'exp2nb.tools.show.show_curves': ('tools/show.html#show_curves', 'exp2nb/tools/show.py'),

@@ -69,6 +69,7 @@ def answer_choices(
             if progress: progress(done, len(prompts))
         batch.append(i)
     if batch: flush()
+    if progress: progress(len(prompts), len(prompts))
     return out, work
 
 # %% ../nbs/17_evaluate.ipynb #228cb995

@@ -55,7 +55,7 @@ def described_near(
 
 # %% ../../nbs/tools/04_eval.ipynb #92e79f1e
 def load_any(path)->tuple:   # model, tokenizer, what it is (a dict)
-    "Load whatever was named: an arm, a stage, a training checkpoint, a nanochat checkpoint, a folder or name in Hugging Face's form. Raises `UserError`."
+    "Load an arm, a stage, a training checkpoint, a nanochat checkpoint, or a folder or name in Hugging Face's form. Raises `UserError`."
     at = weights_at(path)
     if not (Path(at)/'state.json').is_file():
         model, tok, meta = load_base(str(at))
@@ -199,7 +199,7 @@ def exp2_eval(
     "Score a checkpoint on the benchmarks, as the arms of the experiment are scored. Exit code 1 if nothing could be run."
     if not checkpoint: raise UserError('--checkpoint is missing: name an arm\'s folder, a checkpoint or a model.')
     if data_dir and not Path(data_dir).is_dir():
-        raise UserError(f'--data-dir {data_dir} is not a folder: name one in the Hub\'s layout, or leave it out to take the data from the Hub.')
+        raise UserError(f'--data-dir {data_dir} is not a folder: name one in the Hub\'s layout, or leave it out to use the Hub.')
     if items and Path(items).exists(): raise UserError(f'--items {items} exists already: name a new file.')
     if items and not Path(items).absolute().parent.is_dir(): raise UserError(f'--items {items} has no folder to lie in: make that first.')
     ev = EvalConfig(n_samples=n_samples, temperature=temperature, max_items=max_items, max_new=max_new)

@@ -31,8 +31,10 @@ class Need:
 
 TEXT_SET = 'karpathy/fineweb-edu-100b-shuffle'
 CHARACTERS = 4.8   # of English text in a token
-TASK_SETS = dict(gsm8k=('openai/gsm8k', 'main'), mmlu=('cais/mmlu', 'all'), arc_easy=('allenai/ai2_arc', 'ARC-Easy'), arc_challenge=('allenai/ai2_arc', 'ARC-Challenge'),
-                 humaneval=('openai/openai_humaneval', 'openai_humaneval'))
+TASK_SETS = dict(
+    gsm8k=('openai/gsm8k', 'main'), mmlu=('cais/mmlu', 'all'),
+    arc_easy=('allenai/ai2_arc', 'ARC-Easy'), arc_challenge=('allenai/ai2_arc', 'ARC-Challenge'),
+    humaneval=('openai/openai_humaneval', 'openai_humaneval'))
 
 # %% ../../nbs/tools/05_fetch.ipynb #fd58a740
 def needs(
@@ -43,7 +45,8 @@ def needs(
     if c.task=='gsm8k': out.append(Need('openai/gsm8k', 'main', 'train'))
     if c.embedded: return out
     if not c.sft_checkpoint: out += [Need('HuggingFaceTB/smol-smoltalk', 'default', 'train'), Need('cais/mmlu', 'all', 'auxiliary_train')]
-    if not c.base and not c.sft_checkpoint: out.append(Need(TEXT_SET, 'default', 'train', int(c.pretrain.tokens_per_param*shape_of(c.model).n*CHARACTERS)))
+    tokens = c.pretrain.tokens_per_param*shape_of(c.model).n
+    if not c.base and not c.sft_checkpoint: out.append(Need(TEXT_SET, 'default', 'train', int(tokens*CHARACTERS)))
     return out + [Need('words')]
 
 # %% ../../nbs/tools/05_fetch.ipynb #7842c984
@@ -52,7 +55,8 @@ def named(
 )->list:        # of `Need`
     "Whole data sets. Raises `UserError` for one that the project does not read."
     for d in datasets: check_choice('data set', d, [*KNOWN, 'words'])
-    if TEXT_SET in datasets: raise UserError(f'{TEXT_SET} is larger than any run reads: give --preset d12 or d26, which fetches the part that pretraining needs.')
+    if TEXT_SET in datasets:
+        raise UserError(f'{TEXT_SET} is larger than any run reads: give --preset d12 or d26, which fetches what pretraining needs of it.')
     return [n for d in datasets for n in ([Need('words')] if d=='words' else [Need(d, *cs) for cs in KNOWN[d].rows])]
 
 # %% ../../nbs/tools/05_fetch.ipynb #56ddbb4a
@@ -72,8 +76,10 @@ def hub_files(dataset, revision=None)->list:
     from huggingface_hub import HfApi
     try: info = HfApi().dataset_info(dataset, revision=revision, files_metadata=True)
     except Exception as e:   # the library raises whatever its network layers raise
-        raise UserError(f'{dataset} could not be looked up on the Hub ({type(e).__name__}): check the network and start the same command again.') from None
-    return [Remote(dataset, s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else '', info.sha) for s in info.siblings if s.rfilename.endswith('.parquet')]
+        why = f'{dataset} could not be looked up on the Hub ({type(e).__name__})'
+        raise UserError(f'{why}: check the network and start the same command again.') from None
+    remote = lambda s: Remote(dataset, s.rfilename, s.size or 0, s.lfs.sha256 if s.lfs else '', info.sha)
+    return [remote(s) for s in info.siblings if s.rfilename.endswith('.parquet')]
 
 def files_of(
     files,     # of `Remote`
@@ -81,8 +87,12 @@ def files_of(
 )->list:       # those of the split, in order
     "Which files hold a split."
     c,s = re.escape(need.config), re.escape(need.split)
-    layouts = [rf'{c}/{s}(-\d.*)?\.parquet', rf'{c}/{s}/\d+\.parquet'] + ([rf'(data/)?{s}(-\d.*)?\.parquet', r'(data/)?shard_?\d+\.parquet'] if need.config=='default' else [])
-    return next((found for l in layouts if (found := sorted((f for f in files if re.fullmatch(l, f.path)), key=lambda f: f.path))), [])
+    layouts = [rf'{c}/{s}(-\d.*)?\.parquet', rf'{c}/{s}/\d+\.parquet']
+    if need.config=='default': layouts += [rf'(data/)?{s}(-\d.*)?\.parquet', r'(data/)?shard_?\d+\.parquet']
+    for layout in layouts:
+        found = [f for f in files if re.fullmatch(layout, f.path)]
+        if found: return sorted(found, key=lambda f: f.path)
+    return []
 
 # %% ../../nbs/tools/05_fetch.ipynb #aac653f9
 TEXT_PER_BYTE = 2.5
@@ -104,7 +114,8 @@ def wanted(need:Need)->list:   # of `Remote`
     "The files on the Hub that satisfy a need. Raises `UserError` if it has none."
     for revision in (None, CONVERTED):
         if files := files_of(hub_files(need.dataset, revision), need): return enough(files, need.characters)
-    raise UserError(f'{need} was not found on the Hub as Parquet: put {need.dataset}/{need.config}/{need.split}.parquet into the folder by other means.')
+    file = f'{need.dataset}/{need.config}/{need.split}.parquet'
+    raise UserError(f'{need} was not found on the Hub as Parquet: put {file} into the folder by other means.')
 
 # %% ../../nbs/tools/05_fetch.ipynb #cd998157
 def target(remotes, i, folder, need)->Path:
@@ -116,7 +127,8 @@ def complete(need:Need, folder)->bool:
     "Is it here, and good by the project's own checks? False where those can't tell."
     try:
         if need.dataset=='words': return (Path(folder)/'words'/'words_alpha.txt').is_file() and len(word_list(str(folder))) > 1000
-        return KNOWN[need.dataset].rows[need.config, need.split] > 0 and len(load_rows(need.dataset, need.config, need.split, str(folder))) > 0
+        known = KNOWN[need.dataset].rows[need.config, need.split] > 0
+        return known and len(load_rows(need.dataset, need.config, need.split, str(folder))) > 0
     except UserError: return False
 
 def same(file, remote:Remote)->bool:
@@ -129,7 +141,9 @@ def get_file(remote:Remote, to:Path, folder):
     from huggingface_hub import hf_hub_download
     part = Path(folder)/'.fetch'/remote.dataset
     try: got = Path(hf_hub_download(remote.dataset, remote.path, repo_type='dataset', revision=remote.revision, local_dir=part))
-    except Exception as e: raise UserError(f'{remote.dataset}: {remote.path} did not arrive ({type(e).__name__}): start the same command again, it goes on from there.') from None
+    except Exception as e:
+        why = f'{remote.dataset}: {remote.path} did not arrive ({type(e).__name__})'
+        raise UserError(f'{why}: start the same command again, it goes on from there.') from None
     if not same(got, remote):
         got.unlink()
         raise UserError(f'{remote.dataset}: {remote.path} arrived damaged and was deleted: start the same command again.')
@@ -151,7 +165,8 @@ def get_words(folder)->str:   # '' or why there is none
         return ''
     except (OSError, HTTPException, UserError) as e:
         path.unlink(missing_ok=True)
-        return f'the word list could not be fetched ({type(e).__name__}): put {WORDS[0]} into {path}, or leave it: the spelling tasks then use the words of Python\'s own help texts'
+        return (f'the word list could not be fetched ({type(e).__name__}): put {WORDS[0]} into {path}, or leave it: '
+                'the spelling tasks then use the words of Python\'s own help texts')
 
 # %% ../../nbs/tools/05_fetch.ipynb #92931246
 def characters_in(file)->int:
@@ -159,8 +174,10 @@ def characters_in(file)->int:
     try:
         m = pq.ParquetFile(file).metadata
         groups = [m.row_group(i) for i in range(m.num_row_groups)]
-        return sum(c.total_uncompressed_size for g in groups for c in (g.column(j) for j in range(g.num_columns)) if c.path_in_schema=='text')
-    except (pa.ArrowException, OSError) as e: raise UserError(f'{file} is damaged ({type(e).__name__}): delete it and start the same command again.') from None
+        columns = [g.column(j) for g in groups for j in range(g.num_columns)]
+        return sum(c.total_uncompressed_size for c in columns if c.path_in_schema=='text')
+    except (pa.ArrowException, OSError) as e:
+        raise UserError(f'{file} is damaged ({type(e).__name__}): delete it and start the same command again.') from None
 
 # %% ../../nbs/tools/05_fetch.ipynb #60147b92
 def survey(
@@ -189,15 +206,20 @@ def fetch(
     say=print           # where lines go
 )->dict:                # folder, bytes (of what was missing), sets, remarks
     "Get what is missing, and check it. Raises `UserError` for a full disk, for what doesn't arrive and for what is wrong."
-    folder, remarks = Path(folder).expanduser(), []
+    folder = Path(folder).expanduser()
+    remarks = []
     found = survey(wants, folder)
     total = sum(r.size for _,_,m in found for _,r in m)
-    for n,files,m in found: say(f"{'get ' + size(sum(r.size for _,r in m)):>14}  {n}{f', {len(m)} of {len(files)} files' if len(files)>1 else ''}" if m else f"{'here':>14}  {n}")
+    for n,files,m in found:
+        many = f', {len(m)} of {len(files)} files' if len(files) > 1 else ''
+        say(f"{'get ' + size(sum(r.size for _,r in m)):>14}  {n}{many}" if m else f"{'here':>14}  {n}")
     say(f'{size(total)} to get, into {folder}.' if total else 'Nothing is missing.')
-    facts = lambda: dict(folder=str(folder), bytes=total, sets=[dict(dataset=n.dataset, config=n.config, split=n.split, bytes=sum(r.size for _,r in m), missing=len(m)) for n,_,m in found], remarks=remarks)
+    sets = [dict(dataset=n.dataset, config=n.config, split=n.split, bytes=sum(r.size for _,r in m), missing=len(m)) for n,_,m in found]
+    facts = lambda: dict(folder=str(folder), bytes=total, sets=sets, remarks=remarks)
     if dry_run: return facts()
     folder.mkdir(parents=True, exist_ok=True)
-    if total > (free := shutil.disk_usage(folder).free): raise UserError(f'{size(total)} are to come and {folder} has {size(free)} left: give another --data-dir.')
+    free = shutil.disk_usage(folder).free
+    if total > free: raise UserError(f'{size(total)} are to come and {folder} has {size(free)} left: give another --data-dir.')
     for n,files,m in found:
         if n.dataset=='words' and m: remarks += [w] if (w := get_words(folder)) else []
         else:

@@ -106,6 +106,7 @@ def exp2_run(
     run_notebook('analysis.ipynb', run_dir/'report'/'analysis.ipynb', run_dir, dict(run_dirs=str(run_dir)))
     return verdict(run_dir)
 
+# %% ../../nbs/tools/10_run.ipynb #97fb8e15
 def announcement(cs, seeds, left)->str:
     "How many arms, and how long they take."
     where = plan(cs[0])['device']

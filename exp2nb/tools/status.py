@@ -74,7 +74,8 @@ def status_text(s:dict)->str:
     if s['pieces']:
         open_ = [p for p in s['pieces'].values() if p['state']!='done']
         least = 'at least ' if s['unknown'] else ''
-        left = f"{least}{clock(s['seconds_left'])} of work left, evaluation aside" if s['seconds_left'] else 'how long it will take is not known yet'
+        known = f"{least}{clock(s['seconds_left'])} of work left, evaluation aside"
+        left = known if s['seconds_left'] else 'how long it will take is not known yet'
         if s.get('stopped'): lines.append(f"Asked process {', '.join(map(str, s['stopped']))} to save and stop.")
         lines.append(left[0].upper() + left[1:] + '.' if open_ else 'Everything is done.')
     return '\n'.join(lines)

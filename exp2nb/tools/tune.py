@@ -30,6 +30,7 @@ def scaled(c:Config, factor:float)->Config:
     section = section_of(c.arm)
     return replace(c, **{section: replace(getattr(c, section), rates=arm_rates(c).times(*[factor]*4))})
 
+# %% ../../nbs/tools/03_tune.ipynb #92fabfee
 def trial(
     c:Config,       # the arm
     factor:float,   # on its learning rates
@@ -70,7 +71,7 @@ def train_trial(run:ArmRun)->tuple:  # steps, what was spent
 
 # %% ../../nbs/tools/03_tune.ipynb #79d6939a
 def tried(c:Config)->list:
-    "Every trial of the run folder at this budget, arm by arm; `best` marks the factor with the highest mean over its seeds, the smaller one of equals."
+    "Every trial at this budget, arm by arm; `best` marks the factor with the highest mean over its seeds, the smaller one of equals."
     files = (arms_folder(c)/'tuning').glob(f'*/{c.match_on}-{c.budget}/x*/seed*/trial.json')
     rows = sorted(map(read_json, files), key=lambda r: (list(ARMS).index(r['arm']), r['factor'], r['seed']))
     mean = lambda arm,f: fmean(r['dev_accuracy'] for r in rows if (r['arm'], r['factor'])==(arm, f))
@@ -78,7 +79,7 @@ def tried(c:Config)->list:
     return [r | dict(best='yes' if best[r['arm']]==r['factor'] else '') for r in rows]
 
 def tune(c:Config, arms=('rl', 'sft_plus'), factors=(.5, 1., 2., 4.), progress=True)->list:
-    "The same trials for each arm, RL first: its finished arm sets the others' budget. Returns and writes (`tuning.jsonl`) all that was tried."
+    "The same trials for each arm, RL first: it sets the others' budget. Returns and writes (`tuning.jsonl`) all that was tried."
     for a in arms:
         for f in factors: trial(replace(c, arm=a), f, progress)
     rows = tried(c)
