@@ -63,6 +63,15 @@ def test_links_lead_somewhere(page):
     gone = [to for to in links(page) if not (page.parent/to.partition('#')[0]).exists()]
     assert not gone, f'{page.relative_to(ROOT)} links to {gone}'
 
+@pytest.mark.parametrize('page', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_whoever_names_a_notebook_links_it(page):
+    "'see the protocol notebook' is a link; headings and the claim, which is the module's docstring, may name one without."
+    text = re.sub(r'^(?:#|>).*$', '', prose(page), flags=re.M)
+    text = re.sub(r'\[[^\]]*\]\([^)]*\)', '', text)
+    named = {'next', 'previous', *(n for p in NOTEBOOKS for n in (p.stem, re.sub(r'^\d+_', '', p.stem)))}
+    bare = [m[0] for m in re.finditer(r'\b[Tt]he (\w+)\s+notebook\b', text) if m[1].lower() in named|{'run', 'statistics', 'evaluation'}]
+    assert not bare, f'{page.relative_to(ROOT)} names without a link: {bare}'
+
 def test_the_index_lists_every_notebook():
     listed = {(ROOT/'nbs'/to).resolve() for to in links(ROOT/'nbs/index.ipynb')}
     assert not [str(p.relative_to(ROOT)) for p in NOTEBOOKS if p.resolve() not in listed and p.name!='index.ipynb']
