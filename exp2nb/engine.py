@@ -101,7 +101,7 @@ class Row:
         self.max_new, self.tok = max_new, tok
         self.queue, self.ended = [], False
         self.u = torch.rand(max_new, generator=torch.Generator().manual_seed(seed)).tolist()
-        self.ends = {tok.special['assistant_end'], tok.special['bos']} if tok else ()
+        self.ends = tok.ends if tok else ()
         self.closes = tok.special['python_end'] if tok and calculator else None
 
     @property

@@ -27,6 +27,7 @@ class Tokenizer:
     ):
         self.ranks, self.pattern = ranks, pattern
         self.special = {r: len(ranks)+i for i,r in enumerate(ROLES)}
+        self.ends = {self.special['assistant_end'], self.special['bos']}   # any of them ends an answer
         named = {f'<|{r}|>':i for r,i in self.special.items()}
         self.enc = tiktoken.Encoding('exp2nb', pat_str=pattern, mergeable_ranks=ranks, special_tokens=named)
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODEL_TYPES', 'ROPES', 'STYLES', 'LlamaConfig', 'read_hub_config', 'frequencies', 'frequencies_on', 'RMSNorm',
            'Attention', 'MLP', 'Layer', 'Llama', 'read_safetensors', 'build_llama', 'Style', 'style_of', 'HubTokenizer',
-           'load_hub_tokenizer', 'make_room', 'load_llama', 'hub_config', 'chat_template', 'save_llama']
+           'load_hub_tokenizer', 'make_room', 'default_system', 'load_llama', 'hub_config', 'chat_template',
+           'save_llama']
 
 # %% ../../nbs/bases/01_llama.ipynb #6b25e6de
 import functools, json, math, warnings
@@ -78,6 +79,13 @@ def _windows_of(d, n, path):
     return tuple(w if k=='sliding_attention' else None for k in kinds)
 
 # %% ../../nbs/bases/01_llama.ipynb #f23949f7
+def _end_ids(d, path):
+    "The tokens that end an answer, as config.json and generation_config.json write them."
+    eos = d.get('eos_token_id')
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(isinstance(i, int) for i in ends): raise UserError(f'{path}: eos_token_id is {eos!r}: whole numbers are needed.')
+    return tuple(ends)
+
 def read_hub_config(
     d:dict,               # content of config.json
     path='config.json'    # for the message
@@ -99,10 +107,8 @@ def read_hub_config(
     heads,width,n = number('num_attention_heads'), number('hidden_size'), number('num_hidden_layers')
     kv = number('num_key_value_heads', heads)
     if heads%kv: raise UserError(f'{path}: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv}.')
-    eps,eos = d.get('rms_norm_eps', 1e-6), d.get('eos_token_id')
+    eps = d.get('rms_norm_eps', 1e-6)
     if not _is_number(eps): raise UserError(f'{path}: rms_norm_eps is {eps!r}: a positive number is needed.')
-    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(isinstance(i, int) for i in ends): raise UserError(f'{path}: eos_token_id is {eos!r}: whole numbers are needed.')
     theta,rope = _rope_of(d, path)
     bias = bool(d.get('attention_bias', False))
     return LlamaConfig(
@@ -111,7 +117,7 @@ def read_hub_config(
         mlp=number('intermediate_size'), vocab=number('vocab_size'), context=number('max_position_embeddings', 2048),
         eps=float(eps), rope_theta=theta, rope=rope, tied=bool(d.get('tie_word_embeddings', False)),
         qkv_bias=bias or family=='qwen2', o_bias=bias and family!='qwen2',
-        mlp_bias=bool(d.get('mlp_bias', False)) and family=='llama', windows=_windows_of(d, n, path), eos=tuple(ends))
+        mlp_bias=bool(d.get('mlp_bias', False)) and family=='llama', windows=_windows_of(d, n, path), eos=_end_ids(d, path))
 
 # %% ../../nbs/bases/01_llama.ipynb #732a0685
 def frequencies(c:LlamaConfig)->torch.Tensor:  # (head_dim/2,)
@@ -304,9 +310,13 @@ class HubTokenizer:
     "A tokenizer.json behind the interface of `exp2nb.tokenizer.Tokenizer`."
     def __init__(self,
         text:str,         # content of tokenizer.json
-        path=''           # for the message
+        path='',          # for the message
+        system:str='',    # system message of a conversation that has none
+        ends:tuple=()     # ids that end an answer, besides those of our roles
     ):
         self.core = core = _core(text, path)
+        self.system = system
+        self.ends = set(ends)
         self.style = style_of([t.content for t in core.get_added_tokens_decoder().values()])
         names = {r: STYLES[self.style].roles.get(r, f'<|{r}|>') for r in ROLES}
         self.added = tuple(n for n in names.values() if core.token_to_id(n) is None)   # these tokens are new to the model
@@ -315,6 +325,7 @@ class HubTokenizer:
         core.no_truncation()
         core.encode_special_tokens = True
         self.special = {r: core.token_to_id(n) for r,n in names.items()}
+        self.ends |= {self.special['assistant_end'], self.special['bos']}
         self.bytes = self._bytes()
 
 # %% ../../nbs/bases/01_llama.ipynb #6ea3946d
@@ -365,6 +376,7 @@ def render(self:HubTokenizer,
 )->tuple:            # ids and mask, two lists of the same length; mask 1 = a token that the assistant says
     "A whole conversation in the model's own chat format. The token that closes the assistant's turn is the assistant's."
     s,messages,out = STYLES[self.style], conv['messages'], []
+    if self.system and messages[0]['role']!='system': messages = [{'role':'system', 'content':self.system}, *messages]
     if messages[0]['role']=='system' and not s.system:
         first = messages[0]['content']+'\n\n'+messages[1]['content']
         messages = [{'role':'user', 'content':first}, *messages[2:]]
@@ -395,13 +407,14 @@ def save(self:HubTokenizer, path):
 
 @patch
 def to_dict(self:HubTokenizer)->dict:
-    "For a folder that holds everything: the tokenizer.json as it is."
-    return json.loads(self.core.to_str())
+    "For a folder that holds everything: the tokenizer.json as it is, and what the model's other files say of its manner of speaking."
+    more = dict(system=self.system, ends=sorted(self.ends))
+    return json.loads(self.core.to_str()) | dict(speech=more)
 
 @patch(cls_method=True)
 def from_dict(cls:HubTokenizer, d:dict):
     "The inverse of `to_dict`."
-    return cls(json.dumps(d))
+    return cls(json.dumps({k:v for k,v in d.items() if k!='speech'}), **d.get('speech', {}))
 
 @patch(as_prop=True)
 def hash(self:HubTokenizer):
@@ -409,7 +422,8 @@ def hash(self:HubTokenizer):
     return sha256_of(self.to_dict())
 
 def load_hub_tokenizer(
-    path   # a tokenizer.json
+    path,      # a tokenizer.json
+    **speech   # system and ends, see `HubTokenizer`
 )->HubTokenizer:
     "Raises `UserError` for a missing file or another kind of tokenizer."
     try: text = Path(path).read_text(encoding='utf-8-sig')
@@ -418,7 +432,7 @@ def load_hub_tokenizer(
                         'a model without its tokenizer cannot be used.') from None
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f'{path} is not a tokenizer ({type(e).__name__}): download it again.') from None
-    return HubTokenizer(text, path)
+    return HubTokenizer(text, path, **speech)
 
 # %% ../../nbs/bases/01_llama.ipynb #bc7441ca
 @torch.no_grad()
@@ -439,6 +453,38 @@ def make_room(
         state[k][ids] = old[:known].mean(0)
     return build_llama(replace(model.config, vocab=max(model.config.vocab, tok.vocab_size)), state)
 
+# %% ../../nbs/bases/01_llama.ipynb #a09a7c7d
+def _own_template(folder):
+    "(template, its variables) of a model's folder; ('', {}) if it has none."
+    f = folder/'tokenizer_config.json'
+    d = read_object(f, '', 'download it again') if f.is_file() else {}
+    template = d.get('chat_template') or ''
+    if (folder/'chat_template.jinja').is_file(): template = (folder/'chat_template.jinja').read_text(encoding='utf-8-sig')
+    if isinstance(template, list): template = next((t.get('template') for t in template if t.get('name')=='default'), '')
+    def text(t): return t.get('content', '') if isinstance(t, dict) else t or ''
+    return template if isinstance(template, str) else '', {k:text(d.get(k)) for k in ('bos_token', 'eos_token', 'pad_token')}
+
+def default_system(
+    tok:HubTokenizer,
+    folder:Path          # of the model
+)->str:                  # the system message that the model's chat template adds to a conversation without one; '': none
+    "Warns if the template renders otherwise than the tokenizer's style."
+    template,names = _own_template(folder)
+    if not template: return ''
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols'])
+    s = STYLES[tok.style]
+    body = s.open.format(role='user') + 'QUESTION' + s.close.format(role='user') + s.between + s.open.format(role='assistant')
+    before, after = s.start + s.open.format(role='system'), s.close.format(role='system') + s.between + body
+    ask = [dict(role='user', content='QUESTION')]
+    try: text = env.from_string(template).render(messages=ask, add_generation_prompt=True, tools=None, **names)
+    except Exception as e: text = f'{type(e).__name__}: {e}'   # a template is a program: it may fail in any way
+    if text==s.start+body: return ''
+    if s.system and text.startswith(before) and text.endswith(after) and s.close not in (own := text[len(before):-len(after)]): return own
+    warnings.warn(f'{folder}: its chat template renders otherwise than the style {tok.style!r}, in which the model is asked here.',
+                  stacklevel=3)
+    return ''
+
 # %% ../../nbs/bases/01_llama.ipynb #030b70d6
 def _download(name):
     "The folder of a Hub model on this machine. Raises `UserError` if it can't be had."
@@ -456,7 +502,12 @@ def load_llama(
     folder = Path(path) if Path(path).is_dir() else _download(str(path))
     at = folder/'config.json'
     c = read_hub_config(read_object(at, f'{folder} has no config.json: it is not a model.', 'download it again'), at)
-    tok = load_hub_tokenizer(folder/'tokenizer.json')
+    more = folder/'generation_config.json'
+    if more.is_file():
+        others = _end_ids(read_object(more, '', 'download it again'), more)
+        c = replace(c, eos=tuple(dict.fromkeys((*c.eos, *others))))
+    tok = load_hub_tokenizer(folder/'tokenizer.json', ends=c.eos)
+    tok.system = default_system(tok, folder)
     model = make_room(build_llama(c, read_safetensors(folder), folder), tok)
     return model, tok, dict(family='llama', config=asdict(model.config))
 
@@ -481,7 +532,10 @@ def hub_config(
     return d
 
 # %% ../../nbs/bases/01_llama.ipynb #1a21a593
-def chat_template(style:str)->str:  # Jinja
+def chat_template(
+    style:str,      # one of `STYLES`
+    system:str=''   # system message of a conversation that has none
+)->str:             # Jinja
     "The template that makes `apply_chat_template` of transformers render as `HubTokenizer.render` does."
     s = STYLES[style]
     quoted = json.dumps
@@ -492,11 +546,14 @@ def chat_template(style:str)->str:  # Jinja
         skip = '{%- if m["role"]=="system" -%}{%- set ns.lead = m["content"] + "\\n\\n" -%}{%- continue -%}{%- endif -%}'
         lead = '{{- ns.lead if m["role"]=="user" else "" -}}{%- set ns.lead = "" -%}'
     def say(text): return '{{- ' + text + ' -}}'
+    if system:
+        turn_of_its_own = s.open.format(role='system') + system + s.close.format(role='system') + s.between
+        begin = '{%- if messages[0]["role"] != "system" -%}' + say(quoted(turn_of_its_own)) + '{%- endif -%}'
     each = skip + say(turn(s.open)) + lead + say('m["content"]') + say(turn(s.close))
     between = '{%- if not loop.last or add_generation_prompt -%}' + say(quoted(s.between)) + '{%- endif -%}'
     loop = '{%- for m in messages -%}' + each + between + '{%- endfor -%}'
     opened = '{%- if add_generation_prompt -%}' + say(quoted(s.open.format(role='assistant'))) + '{%- endif -%}'
-    return begin + say(quoted(s.start)) + loop + opened
+    return (begin + say(quoted(s.start)) if not s.system else say(quoted(s.start)) + begin) + loop + opened
 
 def save_llama(
     model:Llama,
@@ -513,7 +570,7 @@ def save_llama(
         'config.json': hub_config(model.config, end),
         'generation_config.json': dict(eos_token_id=end, pad_token_id=end),
         'tokenizer_config.json': dict(tokenizer_class='PreTrainedTokenizerFast', bos_token=bos, eos_token=eos, pad_token=eos,
-                                      chat_template=chat_template(tok.style), clean_up_tokenization_spaces=False)}.items():
+                                      chat_template=chat_template(tok.style, tok.system), clean_up_tokenization_spaces=False)}.items():
         (folder/name).write_text(json.dumps(content, indent=2), encoding='utf-8')
     tok.save(folder/'tokenizer.json')
     return folder

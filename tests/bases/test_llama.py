@@ -60,7 +60,7 @@ def test_logits_both_ways(case, tmp_path):
     assert theirs(ref, ids).std() > .5
     with torch.no_grad():
         for p in model.parameters(): p.mul_(1.01)   # a "trained" arm
-    tok = toy_tokenizer(tmp_path, 301-4)
+    tok = toy_tokenizer(301-4)
     llama.save_llama(llama.make_room(model, tok), tok, tmp_path/'out')
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path/'out', attn_implementation='eager', dtype=torch.float32).eval()
     torch.testing.assert_close(ours(build(tmp_path/'out'), ids), theirs(back, ids), atol=1e-4, rtol=0)
@@ -120,16 +120,15 @@ def test_an_index_of_any_shape_is_one_sentence(tmp_path, index):
 
 # ---- tokenizers
 
-def toy_tokenizer(tmp_path, size=340, specials=CHATML):
+def toy_tokenizer(size=340, specials=CHATML):
     texts = ['Ann has 12 apples and 30 pears.', 'user assistant system: How many? naïve 東京 🙂']*9
-    hub_tokenizer(texts, size, specials).save(tmp_path/'tokenizer.json')
-    return llama.load_hub_tokenizer(tmp_path/'tokenizer.json')
+    return hub_tokenizer(texts, size, specials)
 
 TEXTS = ['Ann has 12 apples.', ' two  spaces\n\n', 'naïve 東京 🙂', '<|im_end|> is text', '<|python_start|>1+1', '']
 
 @pytest.mark.parametrize('specials', [CHATML, LLAMA3, []], ids=['chatml', 'llama3', 'plain'])
 def test_text_round_trip_never_makes_specials(tmp_path, specials):
-    tok = toy_tokenizer(tmp_path, specials=specials)
+    tok = toy_tokenizer(specials=specials)
     assert len(set(tok.special.values())) >= 7 and list(tok.special)==list(llama.ROLES)
     for t in TEXTS:
         ids = tok.encode(t)
@@ -139,7 +138,7 @@ def test_text_round_trip_never_makes_specials(tmp_path, specials):
 
 @pytest.mark.parametrize('specials', [CHATML, LLAMA3, []], ids=['chatml', 'llama3', 'plain'])
 def test_chat_template_of_the_export_renders_what_we_render(tmp_path, specials):
-    tok = toy_tokenizer(tmp_path, specials=specials)
+    tok = toy_tokenizer(specials=specials)
     model = llama.Llama(llama.LlamaConfig('llama', 1, 16, 2, 2, 8, 24, tok.vocab_size, 64))
     theirs = transformers.AutoTokenizer.from_pretrained(llama.save_llama(model, tok, tmp_path/'out'))
     talk = [{'role':'user', 'content':'How many?'}, {'role':'assistant', 'content':'42'}, {'role':'user', 'content':'Sure?'}]
@@ -148,8 +147,66 @@ def test_chat_template_of_the_export_renders_what_we_render(tmp_path, specials):
         assert tok.render_prompt({'messages':lead+talk})==want
         assert tok.render({'messages':lead+talk})[0]==theirs.apply_chat_template(lead+talk, tokenize=True, return_dict=False)
 
+SYSTEM = {   # templates as they are published with models (shortened), and the system message that each adds
+    'chatml, default': ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are Kestrel.<|im_end|>\n{% endif %}"
+                        "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}"
+                        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", CHATML, 'You are Kestrel.'),
+    'chatml, none': ("{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+                     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}", CHATML, ''),
+    'llama3, dates': ("{{ bos_token }}{% if not date is defined %}{% set date = '26 Jul 2024' %}{% endif %}"
+                      "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday: ' + date + '<|eot_id|>' }}"
+                      "{% for m in messages %}"
+                      "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] + '<|eot_id|>' }}{% endfor %}"
+                      "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+                      LLAMA3, 'Today: 26 Jul 2024')}
+
+def folder_with(tmp_path, template, specials, **settings):
+    "A small model's folder whose makers wrote this template."
+    tok = hub_tokenizer(['Bo has 7 kites. system user assistant']*5, 320, specials)
+    model = randomised(llama.Llama(llama.LlamaConfig('llama', 1, 16, 2, 2, 8, 24, tok.vocab_size, 256)))
+    folder = llama.save_llama(model, tok, tmp_path/'in')
+    f = folder/'tokenizer_config.json'
+    d = json.loads(f.read_text()) | dict(chat_template=template, bos_token=specials[0]) | settings
+    f.write_text(json.dumps(d), encoding='utf-8')
+    return folder
+
+@pytest.mark.parametrize('name', SYSTEM)
+@pytest.mark.parametrize('place', ['tokenizer_config.json', 'chat_template.jinja'])
+def test_the_makers_system_message_is_there_in_and_out(tmp_path, name, place):
+    template, specials, system = SYSTEM[name]
+    folder = folder_with(tmp_path, template if place=='tokenizer_config.json' else None, specials)
+    if place!='tokenizer_config.json': (folder/place).write_text(template, encoding='utf-8')
+    model, tok, _ = llama.load_llama(folder)
+    assert tok.system==system
+    ask = [{'role':'user', 'content':'Bo?'}]
+    out = llama.save_llama(model, llama.HubTokenizer.from_dict(tok.to_dict()), tmp_path/'out')
+    for f in (folder, out):
+        theirs = transformers.AutoTokenizer.from_pretrained(f)
+        assert tok.render_prompt('Bo?')==theirs.apply_chat_template(ask, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert llama.load_llama(out)[1].system==system
+
+@pytest.mark.parametrize('template', ["{% for m in messages %}[INST] {{m['content']}} [/INST]{% endfor %}", '{{ raise_exception("no") }}',
+                                      '{% if %}', '{{ messages.__class__.__mro__ }}'])
+def test_a_template_of_another_form_is_told(tmp_path, template):
+    folder = folder_with(tmp_path, template, CHATML)
+    with pytest.warns(UserWarning, match='renders otherwise than the style'): tok = llama.load_llama(folder)[1]
+    assert tok.system==''
+
+@pytest.mark.parametrize('specials', [CHATML, ['<|endoftext|>']], ids=['chatml', 'plain'])
+def test_every_declared_end_ends_an_answer(specials):
+    "A model that only ever writes <|endoftext|>, which its config.json names, stops at once."
+    core = hub_tokenizer(['Bo has 7 kites.']*5, 300, specials).core
+    end = core.token_to_id('<|endoftext|>')
+    tok = llama.HubTokenizer(core.to_str(), ends=(end,))
+    model = llama.Llama(llama.LlamaConfig('llama', 1, 16, 2, 2, 8, 24, tok.vocab_size, 128, eos=(end,)))
+    with torch.no_grad():
+        for n,p in model.named_parameters(): p.fill_(1. if 'norm' in n or 'embed' in n else 0.)
+        model.lm_head.weight[end] = 1.
+    answer = generate(model, tok, [tok.render_prompt('Bo?')], max_new=16, temperature=0)[0][0]
+    assert answer.stopped and answer.tokens==[end]
+
 def test_mask_is_exactly_the_assistants_own(tmp_path):
-    tok = toy_tokenizer(tmp_path)
+    tok = toy_tokenizer()
     parts = [('text', 'So '), ('python', '12+30'), ('python_output', '42'), ('text', ' #### 42')]
     conv = {'messages':[{'role':'user', 'content':'12+30?'}, {'role':'assistant', 'content':[{'type':t, 'text':x} for t,x in parts]},
                         {'role':'user', 'content':'Sure?'}, {'role':'assistant', 'content':'Yes.'}]}
@@ -161,7 +218,7 @@ def test_mask_is_exactly_the_assistants_own(tmp_path):
                              '<|im_start|>user\nSure?<|assistant_end|>\n<|im_start|>assistant\nYes.<|assistant_end|>')
 
 def test_rows_that_are_spare_are_used_before_the_model_grows(tmp_path):
-    tok = toy_tokenizer(tmp_path)
+    tok = toy_tokenizer()
     model = llama.Llama(llama.LlamaConfig('qwen2', 1, 16, 2, 2, 8, 24, 400, 64, tied=True, qkv_bias=True))
     rows = model.model.embed_tokens.weight.detach().clone()
     roomy = llama.make_room(model, tok)
