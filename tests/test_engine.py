@@ -1,6 +1,9 @@
-"""The engine against the plain model, over drawn shapes and batches; `EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
-import gc, os, random, subprocess, sys, weakref
+"""The engine against the plain model, over drawn shapes and batches.
+
+`EXP2_DEVICE=cuda` runs the same on a GPU, where bfloat16 is what counts."""
+import gc, os, random, shutil, subprocess, sys, weakref
 from contextlib import nullcontext
+from pathlib import Path
 import pytest, torch
 from exp2nb.fast import fused, gpu
 from exp2nb.fast.bench import plain_rollout
@@ -212,3 +215,17 @@ def test_the_first_loop_leaves_pytorchs_threads_alone():
     "numba starts its threads with the first loop, on the same OpenMP: seen in a new process only."
     code = "import torch; torch.set_num_threads(1); from exp2nb.fast.loops import pick_tokens; pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]=='1'
+
+def test_a_package_that_cannot_be_written_to_is_imported(tmp_path):
+    "Containers whose user has no home: compiled loops go to the temporary files, with one line; without any place they are not kept."
+    shutil.copytree(Path(fused.__file__).parents[1], tmp_path/'exp2nb', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path/'exp2nb'/'fast'/'__pycache__').write_text('')   # a file, so that no folder can be made
+    temporary = tmp_path/'temporary'
+    temporary.mkdir()
+    code = 'import numba, exp2nb.fast.loops as l; print(numba.config.CACHE_DIR, l.FAST["cache"])'
+    env = {k:v for k,v in os.environ.items() if not k.startswith('NUMBA')}
+    env |= dict(HOME='/dev/null', PYTHONPATH=str(tmp_path), PYTHONDONTWRITEBYTECODE='1', TMPDIR=str(temporary))
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    folder, kept = r.stdout.split()
+    assert Path(folder).parents[1]==temporary and kept=='True', r.stderr
+    assert r.stderr.count('\n')==1 and 'cannot be written to' in r.stderr

@@ -1,5 +1,8 @@
-"""Everything that is here only for speed: faster doubles of the book's operators, for a CPU's float32 and for GPUs."""
+"""Everything that is here only for speed: faster versions of the book's operators, for a CPU's float32 and for GPUs."""
+import torch
 
 def register():
-    "Put the faster doubles into `exp2nb.protocol.FASTER`: each module does so for its own when it is imported."
+    "Fill `exp2nb.protocol.FASTER`: each module registers its own functions when it is imported."
+    torch.backends.cuda.enable_cudnn_sdp(False)   # cuDNN's attention compiles a plan for every new shape, and a flat batch's blocks hardly ever repeat
+
     from . import attention, decode, fused, gpu   # noqa: F401
