@@ -2,12 +2,13 @@
 
 The short version tries two kinds of damage on each file, `pytest tests/test_damage.py --slow` all of them at all moments.
 """
-import json, random, shutil
+import json, os, random, shutil, traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from children import run_in_child
 from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.config import UserError, make_config, override, seed_of
 from exp2nb.store import artifact_hash, read_json, read_jsonl
@@ -176,3 +177,36 @@ def test_every_damaged_file_is_a_sentence_or_changes_nothing(whole, tmp_path, ex
     print(f'{len(trials)} trials, {said} sentences')
     assert not faults, f'{len(faults)} of {len(trials)}:\n' + '\n'.join(faults)
     assert said > len(trials)/5
+
+
+# ---- a colleague ----
+
+def as_colleague(whole, run_dir, arm, report):
+    "Run an arm as another user of the group."
+    report = open(report, 'w', encoding='utf-8')   # opened by the first user
+    run_arm(config(whole, 'rl'), progress=False)   # imports what the other user may not be able to read
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65533)
+    os.umask(0o002)
+    try: print(run_arm(config(run_dir, arm), progress=False)['arm'], file=report)
+    except UserError as e: print(f'UserError: {e}', file=report)
+    except BaseException: traceback.print_exc(file=report)
+    report.flush()
+    os._exit(0)
+
+@pytest.mark.skipif(os.geteuid()!=0, reason='becoming another user needs root')
+def test_a_colleague_is_shown_a_finished_arm_and_told_where_he_may_not_write(whole, tmp_path):
+    for p in (tmp_path, *tmp_path.parents):
+        if len(p.parts) > 2: p.chmod(0o755)
+    def colleague(arm):
+        p = run_in_child(as_colleague, whole, run_dir, arm, str(tmp_path/'report'))
+        p.join()
+        return (tmp_path/'report').read_text(encoding='utf-8').strip()
+    run_dir = tmp_path/'run'
+    shutil.copytree(whole, run_dir)
+    before_sft_plus(run_dir)
+    text = colleague('rl')
+    assert text=='rl', text
+    text = colleague('sft_plus')
+    assert text.startswith('UserError: ') and 'since permission was denied: ask the owner' in text, text

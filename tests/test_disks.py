@@ -375,3 +375,20 @@ def test_files_are_utf8_whatever_the_locale(tmp_path, settings):
     r = subprocess.run([sys.executable, str(tmp_path/'code.py'), str(tmp_path)], env=env, capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     assert json.loads((tmp_path/'arm.json').read_text(encoding='utf-8'))==dict(name='Käuzchen → ½')
+
+def unsaid_encodings(path):
+    "Lines of a module that open text without saying its encoding."
+    import ast
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        name = getattr(call.func, 'id', getattr(call.func, 'attr', ''))
+        module = getattr(getattr(call.func, 'value', None), 'id', '')
+        if name not in ('open', 'read_text', 'write_text') or module in ('os', 'Image', 'urllib', 'webbrowser', 'gzip'): continue
+        words = [a.value for a in call.args if isinstance(a, ast.Constant)] + [k.value.value for k in call.keywords if k.arg=='mode']
+        binary = name=='open' and any(isinstance(w, str) and 'b' in w and len(w) <= 3 for w in words)
+        if not binary and not any(k.arg=='encoding' for k in call.keywords): yield f'{path.name}:{call.lineno}'
+
+def test_every_text_file_is_opened_as_utf8():
+    package = Path(store.__file__).parent
+    found = [line for f in sorted(package.rglob('*.py')) for line in unsaid_encodings(f)]
+    assert not found, found
