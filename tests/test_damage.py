@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from children import run_in_child
+from _forkserver import run_in_child
 from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.config import UserError, make_config, override, seed_of
 from exp2nb.store import artifact_hash, read_json, read_jsonl

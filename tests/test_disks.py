@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from children import run_in_child
+from _forkserver import run_in_child
 from exp2nb import store
 from exp2nb.config import UserError
 from exp2nb.store import (Claim, Jsonl, RunLock, load_checkpoint, load_state, lock_holder, os_errors, read_json, read_jsonl, refusal,

@@ -442,7 +442,7 @@ def machine(device='cpu')->dict:
     "What it ran on."
     cpu = platform.processor()
     if Path('/proc/cpuinfo').exists():
-        cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), cpu)
+        cpu = next((l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines() if l.startswith('model name')), cpu)
     gpu = torch.cuda.get_device_name() if str(device).startswith('cuda') else None
     memory = {k:v for k,v in os.environ.items() if k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')}   # the allocator's settings, see `runs/env.sh`
     return dict(cpu=cpu, memory=memory, threads=torch.get_num_threads(), clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time', gpu=gpu, torch=torch.__version__, python=platform.python_version())

@@ -62,7 +62,8 @@ def _end(child, wrapped):
     "Kill a child and all that it started, and wait for it."
     try:
         if wrapped:
-            for pid in Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text().split(): os.kill(int(pid), signal.SIGKILL)
+            children = Path(f'/proc/{child.pid}/task/{child.pid}/children').read_text(encoding='utf-8')
+            for pid in children.split(): os.kill(int(pid), signal.SIGKILL)
             child.wait(2)
     except (OSError, subprocess.TimeoutExpired): pass
     try: os.killpg(child.pid, signal.SIGKILL)

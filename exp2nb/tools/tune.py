@@ -83,7 +83,7 @@ def tune(c:Config, arms=('rl', 'sft_plus'), factors=(.5, 1., 2., 4.), progress=T
     for a in arms:
         for f in factors: trial(replace(c, arm=a), f, progress)
     rows = tried(c)
-    (arms_folder(c)/'tuning.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    (arms_folder(c)/'tuning.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows), encoding='utf-8')
     return rows
 
 # %% ../../nbs/tools/03_tune.ipynb #62c95dd0
