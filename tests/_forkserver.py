@@ -1,7 +1,8 @@
 """Children that start in milliseconds.
 
-A test that kills a process, or needs several, would wait seconds for each to import PyTorch. Here one server imports everything once and is forked for
-each child (the standard library's `forkserver`). The server loads this very module, with `WARM` in its environment, and does what no child shall repeat."""
+A test that kills a process, or needs several, would wait seconds for each to import PyTorch. Here one server imports everything once
+and is forked for each child (the standard library's `forkserver`). The server loads this very module, with `WARM` in its environment,
+and does what no child shall repeat."""
 import importlib, multiprocessing, os
 from multiprocessing import forkserver
 from pathlib import Path

@@ -17,7 +17,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, code, body=b'', kind='application/json', **headers):
         self.send_response(code)
-        for name,value in {'Content-Type':kind, 'Content-Length':str(len(body)), **headers}.items(): self.send_header(name.replace('_', '-'), value)
+        headers = {'Content-Type':kind, 'Content-Length':str(len(body)), **headers}
+        for name,value in headers.items(): self.send_header(name.replace('_', '-'), value)
         self.end_headers()
         if self.command!='HEAD': self.wfile.write(body)
 
@@ -49,22 +50,25 @@ class Handler(BaseHTTPRequestHandler):
             if not folder: return self.reply(404, b'', X_Error_Code='RepoNotFound')
             file = folder/m[4]
             if not file.is_file(): return self.reply(404, b'', X_Error_Code='EntryNotFound', X_Repo_Commit=COMMIT)
-            return self.reply(200, file.read_bytes(), 'application/octet-stream', ETag=f'"{self.entry(folder, file)["oid"]}"', X_Repo_Commit=COMMIT,
-                              Accept_Ranges='bytes')
+            tag = f'"{self.entry(folder, file)["oid"]}"'
+            return self.reply(200, file.read_bytes(), 'application/octet-stream', ETag=tag, X_Repo_Commit=COMMIT, Accept_Ranges='bytes')
         if m := re.fullmatch(r'/api/(datasets|models)/([^/]+/[^/]+)(/revision/[^/]+)?', path):
             folder = self.server.repos.get((m[1], m[2]))
             if not folder: return self.reply(404, b'{"error": "Repository not found"}', X_Error_Code='RepoNotFound')
             files = [dict(rfilename=f['path'], size=f['size'], blobId=f['oid']) for f in self.files(folder)]
-            return self.as_json(dict(_id='1', id=m[2], sha=COMMIT, siblings=files, private=False, gated=False, disabled=False, tags=[], downloads=0, likes=0,
-                                     lastModified='2026-01-01T00:00:00.000Z', createdAt='2026-01-01T00:00:00.000Z'))
+            state = dict(private=False, gated=False, disabled=False, tags=[], downloads=0, likes=0)
+            when = dict.fromkeys(('lastModified', 'createdAt'), '2026-01-01T00:00:00.000Z')
+            return self.as_json(dict(_id='1', id=m[2], sha=COMMIT, siblings=files, **state, **when))
         if m := re.fullmatch(r'/api/(datasets|models)/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?', path):
             folder = self.server.repos.get((m[1], m[2]))
             top = folder and folder/(m[3] or '')
             if not top or not top.is_dir(): return self.reply(404, b'{"error": "not here"}', X_Error_Code='EntryNotFound')
             deep = parse_qs(urlsplit(self.path).query).get('recursive', ['false'])[0].lower()=='true'
             found = sorted(top.rglob('*') if deep else top.iterdir())
-            is_folder = lambda p: dict(type='directory', path=str(p.relative_to(folder)), size=0, oid=hashlib.sha1(str(p).encode()).hexdigest())
-            return self.as_json([is_folder(p) if p.is_dir() else self.entry(folder, p) for p in found])
+            def folder_entry(p):
+                oid = hashlib.sha1(str(p).encode()).hexdigest()
+                return dict(type='directory', path=str(p.relative_to(folder)), size=0, oid=oid)
+            return self.as_json([folder_entry(p) if p.is_dir() else self.entry(folder, p) for p in found])
         self.reply(404, b'{"error": "not here"}')
 
 @contextmanager

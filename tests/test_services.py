@@ -58,7 +58,8 @@ def test_wandb_keeps_every_row(tmp_path, run):
     file, = tmp_path.glob('wandb/offline-run-*/run-*.wandb')
     assert file.stem==f'run-{run_id(run)}'
     records = wandb_records(file)
-    rows = [{'/'.join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item} for r in records if r.WhichOneof('record_type')=='history']
+    logged = [r.history.item for r in records if r.WhichOneof('record_type')=='history']
+    rows = [{'/'.join(i.nested_key) or i.key: json.loads(i.value_json) for i in items} for items in logged]
     assert [(r['_step'], r['reward']) for r in rows]==[(i, .25*(i-1)) for i in range(4)]
     assert all('loss' not in r and 'stage' not in r for r in rows)
 
@@ -86,17 +87,18 @@ print(json.dumps(dict(name=t.name, kinds=kinds, spot=all(r.use_spot for r in t.r
     assert task['kinds']==['A100-80GB', 'H100'] and task['spot'] and task['name']=='exp2'
     assert (ROOT/task['run'].split()[1]).is_file() and (ROOT/task['setup'].split()[1]).is_file()
     options = task['envs']['OPTIONS'].split()
-    plan = subprocess.run(['bash', 'runs/exp2.sh', *options, '--dry-run'], cwd=ROOT, env=dict(os.environ, EXP2_ENV='active'), capture_output=True, text=True, timeout=300)
+    env = dict(os.environ, EXP2_ENV='active')
+    plan = subprocess.run(['bash', 'runs/exp2.sh', *options, '--dry-run'], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert plan.returncode==0, plan.stderr   # the options are ones that the script takes
 
 # The Hub, by a server on this machine that speaks its URLs.
 
-def python(code, url, home, **env):
+def python(code, url, home, *args):
     "Run code in a fresh process whose Hub is `url`."
     path = f'{ROOT}:{os.environ.get("PYTHONPATH", "")}'
-    env = dict(os.environ, HF_ENDPOINT=url, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY='1', PYTHONPATH=path, **env)
+    env = dict(os.environ, HF_ENDPOINT=url, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY='1', PYTHONPATH=path)
     env.pop('HF_HUB_OFFLINE', None)
-    return subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run([sys.executable, '-c', code, *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 CARD = """---
 configs:
@@ -124,41 +126,45 @@ def test_gsm8k_from_the_hub_is_what_a_folder_has(tmp_path):
     files = {s: real(f'openai/gsm8k/main/{s}.parquet') for s in ('train', 'test')}
     with hub({('datasets', 'openai/gsm8k'): data_set(tmp_path/'gsm8k', 'main', files)}) as server:
         ask = "from exp2nb.data import load_rows; a = load_rows('openai/gsm8k', 'main', 'test'); "
-        same = ask + f"b = load_rows('openai/gsm8k', 'main', 'test', {os.environ['EXP2_DATA_DIR']!r}); assert list(a)==list(b); print(len(a))"
+        folder = os.environ['EXP2_DATA_DIR']
+        same = ask + f"b = load_rows('openai/gsm8k', 'main', 'test', {folder!r}); assert list(a)==list(b); print(len(a))"
         r = python(same, server.url, tmp_path/'home')
         assert r.stdout.split()==['1319'], r.stderr
         assert any('resolve' in line and 'test-00000' in line for line in server.asked)
         fetch = "import sys; from exp2nb.tools.fetch import exp2_fetch; sys.exit(exp2_fetch.main())"
-        r = subprocess.run([sys.executable, '-c', fetch, 'openai/gsm8k', '--data-dir', tmp_path/'got'], cwd=ROOT, capture_output=True, text=True, timeout=600,
-                           env=dict(os.environ, HF_ENDPOINT=server.url, HF_HOME=str(tmp_path/'home2')))
+        r = python(fetch, server.url, tmp_path/'home2', 'openai/gsm8k', '--data-dir', str(tmp_path/'got'))
         assert r.returncode==0, r.stderr
         r = python(ask.replace("'test')", f"'test', {str(tmp_path/'got')!r})") + "print(len(a))", 'http://127.0.0.1:9', tmp_path/'home3')
         assert r.stdout.split()==['1319'], r.stderr
 
 def test_a_set_that_the_hub_does_not_have_is_one_sentence(tmp_path):
     with hub({}) as server:
-        r = python("from exp2nb.data import load_rows\ntry: load_rows('openai/gsm8k', 'main', 'test')\nexcept ValueError as e: print(e)", server.url, tmp_path/'home')
+        ask = "from exp2nb.data import load_rows\ntry: load_rows('openai/gsm8k', 'main', 'test')\nexcept ValueError as e: print(e)"
+        r = python(ask, server.url, tmp_path/'home')
     assert 'could not be loaded from the Hub' in r.stdout and r.stdout.count('\n')==1, r.stdout+r.stderr
 
 def test_a_corpus_is_streamed_from_where_it_was(tmp_path):
     pq.write_table(pa.table(dict(text=[f'document {i}' for i in range(20)])), tmp_path/'t.parquet')
     name = 'karpathy/fineweb-edu-100b-shuffle'
     with hub({('datasets', name): data_set(tmp_path/'text', 'default', dict(train=tmp_path/'t.parquet'))}) as server:
-        r = python("from itertools import islice\nfrom exp2nb.data import corpus_text\nprint(*islice(corpus_text(start=5), 2), sep='|')", server.url, tmp_path/'home')
+        ask = "from itertools import islice\nfrom exp2nb.data import corpus_text\nprint(*islice(corpus_text(start=5), 2), sep='|')"
+        r = python(ask, server.url, tmp_path/'home')
     assert r.stdout.strip()=='document 5|document 6', r.stderr
 
 def test_a_base_is_loaded_by_its_name(tmp_path):
     from exp2nb.bases.base import load_base
-    from exp2nb.bases.llama import Llama, LlamaConfig, save_llama
+    from exp2nb.bases.llama import Llama, LlamaConfig, load_hub_tokenizer, save_llama
     from exp2nb.store import weights_hash
-    from test_llama import toy_tokenizer
-    tok = toy_tokenizer(tmp_path)
+    from tiny import hub_tokenizer
+    hub_tokenizer(['Ann has 12 apples and 30 pears.']*9, 340).save(tmp_path/'tokenizer.json')
+    tok = load_hub_tokenizer(tmp_path/'tokenizer.json')
     model = Llama(LlamaConfig('llama', 2, 32, 2, 1, 16, mlp=64, vocab=tok.vocab_size, context=64))
     save_llama(model, tok, tmp_path/'tiny')
     here = weights_hash(load_base(str(tmp_path/'tiny'))[0].state_dict())
     with hub({('models', 'someone/tiny'): tmp_path/'tiny'}) as server:
-        ask = "from exp2nb.bases.base import load_base; from exp2nb.store import weights_hash; print(weights_hash(load_base('someone/tiny')[0].state_dict()))"
+        imports = 'from exp2nb.bases.base import load_base\nfrom exp2nb.store import weights_hash\n'
+        ask = imports + "print(weights_hash(load_base('someone/tiny')[0].state_dict()))"
         r = python(ask, server.url, tmp_path/'home')
         assert r.stdout.split()==[here], r.stderr
-        gone = python("from exp2nb.bases.base import load_base\ntry: load_base('someone/else')\nexcept ValueError as e: print(e)", server.url, tmp_path/'home')
+        gone = python(imports + "try: load_base('someone/else')\nexcept ValueError as e: print(e)", server.url, tmp_path/'home')
         assert 'someone/else' in gone.stdout and gone.stdout.count('\n')==1, gone.stdout+gone.stderr

@@ -58,7 +58,8 @@ class Cluster:
         (folder/'slurm.conf').write_text(CONF.format(folder=folder, host=socket.gethostname().split('.')[0], port=port, port1=port+1))
         files = dict(socket='socket', key_file='key', pid_file='pid', log_file='log', seed_file='seed')
         self.call('munged', '--force', *(f'--{k.replace("_", "-")}={folder}/munge/{v}' for k,v in files.items()))
-        self.servers = [subprocess.Popen([t, '-D', '-c'], env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for t in ('slurmctld', 'slurmd')]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)   # each writes a log of its own
+        self.servers = [subprocess.Popen([t, '-D', '-c'], env=self.env, **quiet) for t in ('slurmctld', 'slurmd')]
 
     def call(self, *args, **kw):
         r = subprocess.run([*map(str, args)], env=self.env, capture_output=True, text=True, timeout=120, **kw)
@@ -99,8 +100,8 @@ def cluster(tmp_path_factory):
 def rows(file): return len(file.read_text(encoding='utf-8').splitlines()) if file.exists() else 0
 
 def submit(cluster, tmp_path, *options):
-    return cluster.call('sbatch', '--parsable', '--nodes=1', '--gpus-per-node=0', '--cpus-per-task=1', '--time=60', f'--output={tmp_path}/log.txt', 'runs/slurm.sbatch',
-                        '--preset', 'smoke', '--run-dir', tmp_path/'run', *options, cwd=ROOT)
+    slurm = ('--parsable', '--nodes=1', '--gpus-per-node=0', '--cpus-per-task=1', '--time=60', f'--output={tmp_path}/log.txt')
+    return cluster.call('sbatch', *slurm, 'runs/slurm.sbatch', '--preset', 'smoke', '--run-dir', tmp_path/'run', *options, cwd=ROOT)
 
 @pytest.mark.timeout(1500)
 def test_the_template_saves_at_the_signal_is_queued_again_and_goes_on(cluster, tmp_path):
