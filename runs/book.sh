@@ -2,10 +2,10 @@
 # The book as a web page: README, every notebook with its outputs, the records. Nothing is run; a link that leads nowhere stops it.
 #   bash runs/book.sh [FOLDER]        default: _docs; open _docs/index.html
 set -eu
-cd "$(dirname "$0")/.."
+. "$(dirname "$0")/env.sh"   # goes to the project's root; has find_python
 out=${1:-_docs}
 if [ "${EXP2_ENV:-}" != active ]; then   # an environment of its own: it needs none of the package's libraries
-    [ -x .venv-book/bin/python ] || "${PYTHON:-python3}" -m venv .venv-book
+    [ -x .venv-book/bin/python ] || { python=$(find_python); "$python" -m venv .venv-book; }
     .venv-book/bin/python - <<'PY' >.venv-book/wanted.txt
 import tomllib
 print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['book'], sep='\n')
