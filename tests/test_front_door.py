@@ -44,7 +44,7 @@ def test_readme_and_index_ask_the_same_question():
     assert title in index and asked in index
 
 def test_readme_says_what_the_record_says():
-    result = json.loads((ROOT/'records/embedded/result.json').read_text())
+    result = json.loads((ROOT/'records/embedded/result.json').read_text(encoding='utf-8'))
     verdict, arms = result['verdict'], {arm: row['stories']['mean'] for arm,row in result['arms'].items()}
     for page in (README, (ROOT/'records/embedded/README.md').read_text(encoding='utf-8')):
         assert f"{in_points(abs(verdict['difference']))} points below extra SFT" in page
@@ -106,7 +106,7 @@ def test_nbdev_leaves_readme_alone(tmp_path):
     os.utime(tmp_path/'README.md', (0, 0))
     quarto = tmp_path/'bin/quarto'
     quarto.parent.mkdir()
-    quarto.write_text(f'#!/bin/sh\ntouch {tmp_path}/quarto-was-called\n')
+    quarto.write_text(f'#!/bin/sh\ntouch {tmp_path}/quarto-was-called\n', encoding='utf-8')
     quarto.chmod(0o755)
     code = 'from nbdev.quarto import nbdev_readme, refresh_quarto_yml; refresh_quarto_yml(); nbdev_readme.__wrapped__(chk_time=True)'
     env = {**ENV, 'PATH': f"{quarto.parent}:{ENV['PATH']}"}
@@ -149,6 +149,6 @@ def test_workflows_run_what_is_there():
     yaml = pytest.importorskip('yaml', reason='PyYAML is not installed: pip install pyyaml')
     assert [p.stem for p in WORKFLOWS] == ['book', 'test']
     for path in WORKFLOWS:
-        for job in yaml.safe_load(path.read_text())['jobs'].values():
+        for job in yaml.safe_load(path.read_text(encoding='utf-8'))['jobs'].values():
             for step in job['steps']:
                 for script in re.findall(r'bash (\S+)', step.get('run', '')): assert (ROOT/script).exists(), script
