@@ -27,7 +27,8 @@ class LoopDecode(Decode):
     "`Decode` by compiled loops, on a CPU in float32."
     def __init__(self, shape, rows, groups, prompt, max_new, device='cpu', dtype=torch.float32):
         super().__init__(shape, rows, groups, prompt, max_new, block=BLOCK)
-        self.blocks = [torch.empty(-(-max_new//BLOCK), 2, rows, shape.kv_heads, BLOCK, shape.head_dim) for _ in range(shape.layers)]
+        size = -(-max_new//BLOCK), 2, rows, shape.kv_heads, BLOCK, shape.head_dim
+        self.blocks = [torch.empty(size) for _ in range(shape.layers)]
 
     def tick(self):
         if self._layout is None: self._layout = self.layout()
@@ -36,7 +37,7 @@ class LoopDecode(Decode):
         return self.rows[:,1] + self.rows[:,2]
 
     def layout(self):
-        "(R, 3): per row its prompt's slot, that prompt's tokens, and what makes the clock its own tokens."
+        "(R, 3): per row its prompt's slot, that prompt's tokens, and minus its first column: plus the clock, its own tokens."
         slot = {n:i for i,n in enumerate(self.names)}
         return torch.tensor([[slot[n], self.lengths[slot[n]], -s] for n,s in zip(self.group, self.start, strict=True)])
 
@@ -46,13 +47,14 @@ class LoopDecode(Decode):
         return decode_attention(q, k, v, self.prompt[layer], self.blocks[layer], self.rows, window)
 
     def drop_rows(self, gone):
-        self.own = [x[:-(-(self.now-min(self.start))//BLOCK)] for x in self.blocks]   # the blocks in use: what moves with a row
+        used = -(-(self.now-min(self.start))//BLOCK)
+        self.own = [x[:used] for x in self.blocks]   # what moves with a row
         return super().drop_rows(gone)
 
 # %% ../../nbs/fast/04_decode.ipynb #be827616
 @faster('rollout_way', loops_run)
 def loop_way(model, dtype):
-    "As `exp2nb.engine.rollout_way`, on a CPU in float32."
+    "As `exp2nb.engine.rollout_way`, on a CPU in float32; its weights are laid out for oneDNN once."
     return Rollout, LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
 
 # %% ../../nbs/fast/04_decode.ipynb #a75eebb1
