@@ -70,7 +70,7 @@ def load_rl(c:Config, shape, sft_sha256)->RLRun:
     "The RL arm of this run folder, verified. Raises `UserError` that says what to run first."
     folder = arm_folder(c, 'rl')
     budget = load_budget(folder, c.match_on, shape, c.task)
-    record = read_json(folder/'arm.json')
+    record = read_json(folder/'arm.json', needs=dict(sft_sha256=str, spent=dict(model=int, executed=int, note=int, seconds=float)))
     if record['sft_sha256']!=sft_sha256:
         raise UserError(f"{folder} stood on another SFT checkpoint ({record['sft_sha256'][:12]}…, here {sft_sha256[:12]}…): "
                         f'delete {folder} and run arm rl again in this run folder first.')
