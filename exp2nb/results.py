@@ -299,7 +299,7 @@ def outcomes(
         out.append(s.to_numpy(float))
     return np.array(out) if out else None
 
-# %% ../nbs/21_results.ipynb #8700f930
+# %% ../nbs/21_results.ipynb #4d2ac3fb
 @dataclass
 class Compared:
     "RL, SFT+ and SFT at one budget and basis: outcomes on one task, each (seeds, items); SFT has one row where all seeds share it."
@@ -327,6 +327,7 @@ class Compared:
         "The rule on this comparison alone: `judge`'s dictionary."
         return judge(self.rl, self.sft_plus, self.sft, self.zero_advantage, margin, self.paired, self.starts)
 
+# %% ../nbs/21_results.ipynb #b61745c8
 def compare(view:View, checkpoint='end', greedy=True, task=None):
     "Outcomes of the three arms over the seeds that RL and SFT+ share; None where something was not run."
     task,study = task or view.task, view.study

@@ -522,16 +522,17 @@ def why_not(one:dict, executed:dict, pre:dict, paired:bool, enough_seeds:bool)->
 
 CODE_WORDS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equivalent', cannot_tell='cannot tell')
 
-# %% ../nbs/20_stats.ipynb #08caf528
-def seeds_in_words(rl, sft_plus, margin, paired:bool)->str:
-    "How many seeds would decide at the margin's size, as a phrase."
+# %% ../nbs/20_stats.ipynb #72bddf25
+def seeds_in_words(rl, sft_plus, margin, paired:bool)->tuple:   # in short, in full
+    "How many seeds would decide at the margin's size, as phrases."
     one = min(len(rl),len(sft_plus))==1
     paired,v = paired or one, plausible(rl, sft_plus, paired)
     n,m = (seeds_needed(margin, v, np.shape(rl)[-1], equal, paired=paired) for equal in (False,True))
-    count = lambda k: f'about {k} seeds' if k else 'more than 100 seeds'
-    guess = ', if the gap differs by 2 points from seed to seed' if one else ''
+    count = lambda k: f'about {k} seeds' if k else 'more than 100 seeds (or more test problems)'
     own = ', each from its own SFT checkpoint' if paired else ''
-    return f'{count(n)}{own}, to see a difference of {points(margin)} points{guess} ({count(m)} to show that there is none)'
+    guess = ' (if the gap differs by 2 points from seed to seed)' if one else ''
+    short = f'to see a difference of {points(margin)} points between the methods takes {count(n)}{own}'
+    return short, f'{short}, and to show that there is none {count(m)}{guess}'
 
 NO_SIGNAL = '''More seeds will not help while nothing is learned: take an easier task, more SFT, more samples a problem, a longer run or a
 larger model.'''
@@ -543,7 +544,7 @@ def what_is_needed(code, one:dict, executed:dict, pre:dict, scope, more:str)->st
         return None if scope=='methods' else f'At least {fewest_seeds()} seeds, each from its own SFT checkpoint.'
     if pre['idle']: return ' '.join(NO_SIGNAL.split())
     open_seeds = one['code']=='cannot_tell' or executed is not None
-    parts = [f'It would take {more}.'] if open_seeds else []
+    parts = [f'{more[:1].upper()}{more[1:]}.'] if open_seeds else []
     return ' '.join(parts + ([RUN_EXECUTED] if executed is None else []))
 
 # %% ../nbs/20_stats.ipynb #30b1122e
@@ -558,7 +559,7 @@ def sentence(code, why, by_basis:dict, task, about, margin)->str:
     return (f'{on_problems(task)}, RL and extra SFT scored within ±{points(margin)} points of each other {" and ".join(parts)}; {about}. '
             'Other tasks may differ.')
 
-# %% ../nbs/20_stats.ipynb #899d6a21
+# %% ../nbs/20_stats.ipynb #cbbd803a
 def decide(
     rl, sft_plus, sft,            # (seeds, items) greedy outcomes at the end of the budget, matched on `model` FLOPs
     zero_advantage:float=None,    # share of RL's groups without an advantage, mean over seeds
@@ -576,10 +577,11 @@ def decide(
     by_basis = dict(model=one, **(others or {}))
     executed,seeds = by_basis.get('executed'), one['seeds']
     code = str(agreed(one['code'], executed and executed['code']))
-    scope,more = scope_of(seeds, sft), seeds_in_words(rl, sft_plus, margin, paired)
+    scope = scope_of(seeds, sft)
+    short,more = seeds_in_words(rl, sft_plus, margin, paired)
     speaks = seeds_suffice(seeds, paired, starts)
     why = why_not(one, executed, pre, paired, speaks) if code=='cannot_tell' else f'{CODE_WORDS[code]} on both ways of counting FLOPs'
-    about = scope_words(scope, seeds, vary) + (f'; it would take {more}' if seeds==1 and not pre['idle'] else '')
+    about = scope_words(scope, seeds, vary) if seeds>1 or pre['idle'] else short
     return dict(code=code, scope=scope, sentence=sentence(code, why, by_basis, task, about, margin), difference=one['difference'],
                 interval=one['interval'], reason=why, by_basis=by_basis, hypothesis=hypothesis_of(code, pre['moved']),
                 notes=notes_of(code, pre, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,
