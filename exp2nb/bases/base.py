@@ -172,7 +172,8 @@ USE = dict(
     hf="Load it with `transformers` (`AutoModelForCausalLM.from_pretrained`); the chat template opens the assistant's turn. "
        "The model may open `<|python_start|>`; a calculator's answer then goes between `<|output_start|>` and `<|output_end|>`.",
     nanochat='In nanochat: `NANOCHAT_BASE_DIR=THIS_FOLDER python -m scripts.chat_cli -i rl`.\n\n'
-             "The model was trained with a calculator that writes `24` for `48/2`. nanochat's writes `24.0`: answers after a call may differ.")
+             "The model was trained with a calculator that writes `24` for `48/2`. nanochat's writes `24.0`: "
+             'answers after a call may differ.')
 
 # %% ../../nbs/bases/02_base.ipynb #e2a77379
 def model_card(
