@@ -835,7 +835,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.report.plain': ('report.html#plain', 'exp2nb/report.py'),
                                'exp2nb.report.prices_shown': ('report.html#prices_shown', 'exp2nb/report.py'),
                                'exp2nb.report.reach_in_words': ('report.html#reach_in_words', 'exp2nb/report.py'),
-                               'exp2nb.report.refuse_unknown': ('report.html#refuse_unknown', 'exp2nb/report.py'),
                                'exp2nb.report.rl_over_steps': ('report.html#rl_over_steps', 'exp2nb/report.py'),
                                'exp2nb.report.scope_notes': ('report.html#scope_notes', 'exp2nb/report.py'),
                                'exp2nb.report.scores_table': ('report.html#scores_table', 'exp2nb/report.py'),

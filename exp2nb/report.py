@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FIGURES', 'ABOUT', 'SCOPED', 'CONTRAS
            'draw', 'percent', 'amount', 'with_interval', 'as_table', 'verdict_card', 'budget_table', 'scores_table',
            'p_value', 'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown', 'beside_shown', 'prices_shown',
            'reach_in_words', 'trust_shown', 'tuning_shown', 'sources', 'templates', 'with_picture', 'page_data',
-           'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show', 'refuse_unknown']
+           'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show']
 
 # %% ../nbs/22_report.ipynb #77dedc5c
 import base64, io
@@ -591,14 +591,3 @@ def show(
     for n in names:
         if n in figs: display(HTML(parts.figure(with_picture(figs[n]))))
         elif n in PARTS: display(HTML(macros.get(n, parts.table)(PARTS[n](result))))
-
-# %% ../nbs/22_report.ipynb #3e16f09d
-def refuse_unknown(
-    now,      # globals() after the parameters
-    before,   # names before them
-    known     # names of the parameters
-):
-    "Stop at a parameter that is not known. Raises `UserError` listing the known ones."
-    for name in now:
-        if name not in before and name not in known and not name.startswith('_'):
-            raise UserError(f"parameter '{name}' is not known: choose from {', '.join(known)}.")

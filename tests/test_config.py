@@ -72,7 +72,8 @@ def test_reading_a_preset_changes_nothing(preset):
 @pytest.mark.parametrize('change,word', [
     ('model.depth=-1', 'model.depth'), ('model.aspect=33', 'multiple of model.head_dim'), ('model.kv_groups=3', 'model.kv_groups'),
     ('rl.max_new=256', 'no room for a prompt'), ('eval.max_new=9999', 'no room for a prompt'), ('eval.max_items=5', 'n_test alone'),
-    ('sft.passes=0', 'sft.passes'), ('eval.top_k=-5', 'eval.top_k'), ('eval.tasks=stories,mmul', 'mmul'), ('model.pattern=SXL', 'letters L and S')])
+    ('sft.passes=0', 'sft.passes'), ('eval.top_k=-5', 'eval.top_k'), ('eval.tasks=stories,mmul', 'mmul'),
+    ('model.pattern=SXL', 'letters L and S')])
 def test_what_would_only_fail_later_is_found_at_once(change, word):
     with pytest.raises(UserError) as e: configure(preset='smoke', changes=change)
     assert word in str(e.value)
@@ -117,8 +118,8 @@ def test_a_run_is_described_by_what_the_notebook_takes():
         given = {o.name: o.default for o in notebook_options().values()} | json.loads(json.dumps(parameters(c)))
         assert notebook_config(given, ())[0]==c
 
-PAPERMILL = ['2026', '7', '1e2', '16.0', '0.5', '2%', 'mps', 'cuda', 'true', 'yes', 'None', 'null', 'nan', 'inf', '-1', '007', '1_000', '[1]',
-             '~', '']
+PAPERMILL = ['2026', '7', '1e2', '16.0', '0.5', '2%', 'mps', 'cuda', 'true', 'yes', 'None', 'null', 'nan', 'inf', '-1', '007', '1_000',
+             '[1]', '~', '']
 
 @pytest.mark.parametrize('name', notebook_options())
 def test_papermill_s_types_are_right_or_one_sentence(name):
@@ -141,10 +142,36 @@ def test_papermill_s_types_are_right_or_one_sentence(name):
 def test_what_papermill_makes_of_numbers(name, value, got): assert getattr(configure(preset='smoke', **{name: value}), name)==got
 
 @pytest.mark.parametrize('given,word', [(dict(run_dir=2026), 'run_dir must be text'), (dict(base=7), 'base must be text'),
-                                        (dict(device='mps'), "device 'mps'"), (dict(arm=['rl']), 'arm'), (dict(preset=12), 'preset 12'), (dict(task=True), 'task True')])
+                                        (dict(device='mps'), "device 'mps'"), (dict(arm=['rl']), 'arm'),
+                                        (dict(preset=12), 'preset 12'), (dict(task=True), 'task True')])
 def test_what_is_no_text_is_refused(given, word):
     with pytest.raises(UserError) as e: configure(**given)
     assert word in str(e.value)
+
+def analysis_cells():
+    cells = json.loads((ROOT/'nbs'/'analysis.ipynb').read_text(encoding='utf-8'))['cells']
+    return [''.join(c['source']) for c in cells if c['cell_type']=='code']
+
+@pytest.mark.parametrize('name,value,got', [
+    ('seeds', 1, (1,)), ('seeds', '0,1', (0, 1)), ('arms', 'sft,rl', ('sft', 'rl')), ('arms', ['sft'], ('sft',)), ('run_dirs', 'a', ('a',)),
+    ('margin', '0.03', .03), ('run_dirs', ['~/a'], (os.path.expanduser('~/a'),)), ('budget', 1, 1.),
+    ('out', '', None), ('margin', None, None), ('margin', '2%', 'margin must be'), ('run_dirs', 2026, 'run_dirs must be text'),
+    ('seeds', 1.5, 'seeds must be'),
+    ('seeds', True, 'seeds must be'),
+    ('arms', 7, 'arms must be'), ('tolerance', float('nan'), 'tolerance must be'), ('budget', -1, 'budget must be'),
+    ('marign', .01, "'marign' is not known")])
+def test_the_analysis_notebook_takes_what_papermill_brings(name, value, got):
+    "Its first cells, as they are, with one parameter injected; None: left to the analysis."
+    imports, parameters, read = analysis_cells()[:3]
+    space = {}
+    exec(imports, space)
+    exec(parameters, space)
+    space[name] = value
+    if isinstance(got, str):
+        with pytest.raises(UserError, match=got): exec(read, space)
+    else:
+        exec(read, space)
+        assert space['given'].get(name)==got
 
 # presets are data
 

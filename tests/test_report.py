@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import jsonschema, pytest
 from exp2nb.config import UserError
-from exp2nb.report import FIGURES, RESULT_SCHEMA, analyse, check_result, draw, refuse_unknown, verdict_line
+from exp2nb.report import FIGURES, RESULT_SCHEMA, analyse, check_result, draw, verdict_line
 from exp2nb.results import summarise
 from exp2nb.store import read_json, write_json
 from fakes import fake_arm, fake_run
@@ -284,7 +284,6 @@ def test_ten_seeds_with_an_sft_checkpoint_each_speak_of_the_methods(tmp_path):
 def test_bad_parameters(tmp_path):
     with pytest.raises(UserError, match='0.02 is two points'): analyse(tmp_path, margin=2)
     with pytest.raises(UserError, match='no run folder'): analyse([])
-    with pytest.raises(UserError, match="'marign' is not known"): refuse_unknown(dict(marign=1), set(), ['margin'])
 
 
 def test_hostile_names_do_not_reach_the_page(tmp_path):

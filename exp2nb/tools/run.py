@@ -103,7 +103,7 @@ def exp2_run(
     if not {'sft', 'rl', 'sft_plus'} <= set(arms):
         return dict(run_dir=str(run_dir), said=f'No verdict: that needs the arms sft, rl and sft_plus in {run_dir}.')
     say(f'{clock()} analysis')
-    run_notebook('analysis.ipynb', run_dir/'report'/'analysis.ipynb', run_dir, dict(run_dirs=str(run_dir)))
+    run_notebook('analysis.ipynb', run_dir/'report'/'analysis.ipynb', run_dir, dict(run_dirs=[str(run_dir)]))
     return verdict(run_dir)
 
 # %% ../../nbs/tools/10_run.ipynb #97fb8e15
