@@ -21,7 +21,7 @@ from .config import Config, UserError, device_of, dtype_of, git_revision, run_fo
 from .ledger import Ledger
 from .mixture import pretrain_texts, sft_mixture, target_tasks, tokenizer_texts
 from .model import Transformer
-from .store import RunLock, load_artifact, read_json, save_model, weights_hash, write_json
+from .store import RunLock, load_artifact, read_json, save_model, weights_hash, write_json, say_once
 from .tasks import make_task, spelling_words
 from .tokenizer import Tokenizer, train_tokenizer
 from .train import Amount, Conversations, Run, Supervised, Text
@@ -313,15 +313,21 @@ def make_tokenizer(lab:Lab)->Tokenizer:
         raise UserError(f'{path} is not the tokenizer that {record} names: delete {path} and give the same command again, it is made again.')
     return tok
 
-def given(path)->Checkpoint:
+def given(
+    path,
+    as_base:bool=False   # it will be trained by SFT
+)->Checkpoint:
     "A checkpoint that came from elsewhere."
-    model, tok, _ = load_base(path)
+    model, tok, meta = load_base(path)
+    if as_base and meta['stage'] in ('sft', 'rl'):
+        say_once(f'{path} has been fine-tuned already, as its folder says: SFT is trained on top of it; '
+                 'give it as sft_checkpoint to start from it as it is.')
     return Checkpoint(model, tok, weights_hash(model.state_dict()))
 
 def make_base(lab:Lab)->Checkpoint:
     "The base: given, or pretrained here."
     c, folder, p = lab.c, base_folder(lab.c), lab.c.pretrain
-    if c.base: return given(c.base)
+    if c.base: return given(c.base, as_base=True)
     tok = make_tokenizer(lab)
     seed = c.seed if c.vary=='base' else 0
     config = replace(c.model, vocab=tok.vocab_size)

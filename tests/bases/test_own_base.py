@@ -3,13 +3,13 @@ import dataclasses, json, shutil
 from pathlib import Path
 import pytest, torch
 from tiny import hub_tokenizer, randomised, tiny_config
-from exp2nb.lab import Lab, arm_folder
+from exp2nb.lab import Lab, arm_folder, given
 from exp2nb.arms import base_flops, run_arm
 from exp2nb.bases.base import export_arm, export_model, load_base
 from exp2nb.config import UserError, make_config
 from exp2nb.ledger import COLUMNS
 from exp2nb.bases.llama import Llama, LlamaConfig
-from exp2nb.bases.nanochat import NanoChat, NanoConfig
+from exp2nb.bases.nanochat import NanoChat, NanoConfig, save_nanochat
 from exp2nb.mixture import conversation_texts
 from exp2nb.store import artifact_hash, weights_hash
 from exp2nb.tasks import make_task
@@ -132,3 +132,13 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path, monkeypatch, capfd):
     second = run_arm(dataclasses.replace(c, run_dir=str(tmp_path/'second')), progress=False)
     assert [r for r in rows if isinstance(r, int)]==[1, 2] and rows[-1]=='finish'
     assert second['scores']['end']['stories']['accuracy']==first['scores']['end']['stories']['accuracy']
+
+def test_a_base_that_was_fine_tuned_already_is_told(tmp_path, capfd):
+    "The same folder under sft_checkpoint needs no word."
+    tok = train_tokenizer(texts(), 400)
+    model = randomised(NanoChat(NanoConfig(2, 48, 4, 2, 512, tok.vocab_size, 448, 'SL')), .05)
+    at = save_nanochat(model, tok, tmp_path/'nano', 'sft')
+    given(at)
+    assert not capfd.readouterr().err
+    given(at, as_base=True)
+    assert 'give it as sft_checkpoint' in capfd.readouterr().err
