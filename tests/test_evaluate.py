@@ -1,13 +1,12 @@
 "Evaluation against real benchmarks: an oracle, a novice, programs that never start, and exp2_eval as users call it."
 import json, os, subprocess, sys, time
-from types import SimpleNamespace as NS
 import pytest, torch
 from tiny import oracle
 from exp2nb.sandbox import sandbox
 from exp2nb.bases.base import export_model, load_base
-from exp2nb.config import ModelConfig
+from exp2nb.config import EvalConfig, ModelConfig
 from exp2nb.tools.eval import exp2_eval
-from exp2nb.evaluate import Oracle, choice_items, evaluate, score_all, score_rows, item
+from exp2nb.evaluate import KEY, Evaluation, choice_answers, evaluate, item, score_all, score_rows
 from exp2nb.model import Transformer
 from exp2nb.store import read_jsonl, save_checkpoint
 from exp2nb.tasks import TASKS, make_task
@@ -24,7 +23,9 @@ def task_of(name):
     if name not in LOADED: LOADED[name] = make_task(name, 'test', DATA)
     return LOADED[name]
 
-def settings(**kw): return NS(**(dict(max_new=16, top_k=50, rows=128, n_samples=0, temperature=1.) | kw))
+def of(model, tok, **kw):
+    "An evaluation with short answers."
+    return Evaluation(model, tok, EvalConfig(**(dict(max_new=16, rows=128, n_samples=0) | kw)))
 
 @pytest.fixture(scope='module')
 def tok(): return train_tokenizer(['How many apples are there? Tom has 12. - red=A - blue=B\nAnswer with the letter.', 'def f(x): return x']*5, 400)
@@ -45,20 +46,10 @@ def test_the_reference_is_right_in_every_row(name):
     if task.kind=='number': assert s['parsed']==s['correct_if_parsed']==s['correct_last_number']==1
 
 @each_task
-def test_an_oracle_gets_everything_right(name, tok):
-    "The whole way: prompts, attention, sampling, calculator, letters, scorer."
-    task = task_of(name).take(24)
-    scores, not_run = evaluate(Oracle(tok, [task]), tok, {name:task}, settings(max_new=2500, n_samples=2), 8192, target=name)
-    if name in not_run: pytest.skip(not_run[name])
-    assert scores[name]['accuracy']==1 and scores[name]['n']==24 and scores[name]['cropped']==0
-    if task.kind=='number': assert scores[name]['stopped']==1
-    if name in ('spellingbee', 'stories'): assert scores[name]['used_calculator']==1
-
-@each_task
 def test_a_novice_guesses(name, tok):
     "Within the 95 % interval around chance on choice questions, nothing elsewhere."
     task = task_of(name).take(400 if task_of(name).kind=='choice' else 24)
-    scores, not_run = evaluate(novice_of(tok), tok, {name:task}, settings(), 512)
+    scores, not_run = evaluate(of(novice_of(tok), tok), {name:task})
     if name in not_run: pytest.skip(not_run[name])
     assert abs(scores[name]['accuracy']-task.chance) <= 1.96*(task.chance*(1-task.chance)/len(task))**.5
     if name=='mmlu': assert scores[name]['cropped'] > 0
@@ -68,7 +59,7 @@ def test_questions_with_other_labels(tok):
     "ARC's 1–4, three and five choices: the pick is always one of the question's own labels."
     task = task_of('arc_easy')
     odd = [i for i in range(len(task)) if task[i].labels!=('A','B','C','D')]
-    rows, _, _ = choice_items(novice_of(tok), tok, task.subset(odd), 'end', 512, torch.float32)
+    rows = choice_answers(of(novice_of(tok), tok), task.subset(odd)).rows
     assert {len(task[i].labels) for i in odd}=={3,4,5} and any('1' in task[i].labels for i in odd)
     assert all(r['pred'] in task[i].labels for r,i in zip(rows, odd, strict=True))
 
@@ -81,30 +72,42 @@ class Split:
         return ids[:-1]+[0]+ids[-1:], own[:-1]+[1]+own[-1:]
 
 def test_labels_of_two_tokens_are_refused_and_reported(tok):
-    scores, not_run = evaluate(novice_of(tok), Split(tok), dict(choices=task_of('choices').take(4)), settings(), 512)
+    scores, not_run = evaluate(of(novice_of(tok), Split(tok)), dict(choices=task_of('choices').take(4)))
     assert scores=={} and 'not one token' in not_run['choices']
 
 def test_no_room_for_the_prompt_is_said(tok):
-    _, not_run = evaluate(novice_of(tok), tok, dict(stories=task_of('stories').take(4)), settings(max_new=512), 512)
+    _, not_run = evaluate(of(novice_of(tok), tok, max_new=512), dict(stories=task_of('stories').take(4)))
     assert 'lower max_new' in not_run['stories']
 
 @needs_data
 def test_a_program_that_never_started_is_not_wrong(tok, monkeypatch):
     from exp2nb import evaluate as module
-    monkeypatch.setattr(module, 'run_many', lambda problems, texts, **kw: [dict(passed=False, outcome='not_started', reason='no memory', isolation='landlock')]*len(texts))
-    monkeypatch.setattr(module, 'find_isolation', lambda *a: None)
+    not_started = dict(passed=False, outcome='not_started', reason='no memory', isolation='landlock')
+    monkeypatch.setattr(module, 'run_many', lambda problems, texts, **kw: [not_started]*len(texts))
     items = []
-    scores, not_run = evaluate(novice_of(tok), tok, dict(humaneval=task_of('humaneval').take(2), choices=task_of('choices').take(2)), settings(), 512, items=items)
+    tasks = dict(humaneval=task_of('humaneval').take(2), choices=task_of('choices').take(2))
+    scores, not_run = evaluate(of(novice_of(tok), tok), tasks, items=items)
     assert list(scores)==['choices'] and 'no memory' in not_run['humaneval'] and {r['task'] for r in items}=={'choices'}
 
 @needs_data
 def test_without_isolation_programs_run_only_on_demand_and_the_result_says_so(tok, monkeypatch):
     monkeypatch.setattr(sandbox, 'try_isolation', lambda name: 'not on this machine')
-    task = task_of('humaneval').take(2)
-    scores, not_run = evaluate(Oracle(tok, [task]), tok, dict(humaneval=task), settings(max_new=2500), 8192)
+    tasks = dict(humaneval=task_of('humaneval').take(2))
+    scores, not_run = evaluate(of(novice_of(tok), tok), tasks)
     assert scores=={} and 'allow_unsafe' in not_run['humaneval']
-    scores, _ = evaluate(Oracle(tok, [task]), tok, dict(humaneval=task), settings(max_new=2500), 8192, allow_unsafe=True)
-    assert scores['humaneval']['unsafe'] and scores['humaneval']['isolation']=='none' and scores['humaneval']['accuracy']==1
+    scores, _ = evaluate(of(novice_of(tok), tok, allow_unsafe=True), tasks)
+    assert scores['humaneval']['unsafe'] and scores['humaneval']['isolation']=='none' and scores['humaneval']['n']==2
+
+def test_every_row_has_its_text(tok):
+    "items.jsonl and completions.jsonl: the same answers under the same keys, and the text is what was scored."
+    tasks = dict(stories=task_of('stories').take(3), choices=task_of('choices').take(3))
+    rows, texts = [], []
+    evaluate(of(novice_of(tok), tok, n_samples=2), tasks, 'stories', items=rows, completions=texts)
+    assert len(rows)==3+3*2+3 and [[r[k] for k in KEY] for r in rows]==[[t[k] for k in KEY] for t in texts]
+    for r,t in zip(rows, texts, strict=True):
+        task = tasks[r['task']]
+        problem = next(task[i] for i in range(len(task)) if task[i].id==r['id'])
+        assert task.score(problem, t['text'])['pred']==r['pred'] and r['score']==float(r['correct'])
 
 @pytest.mark.slow
 @needs_data
@@ -112,7 +115,7 @@ def test_all_of_mmlu_in_ten_minutes():
     model = Transformer(ModelConfig(4, aspect=32, head_dim=32, vocab=640, context=256))   # the embedded default
     words = train_tokenizer((p.question for p in (task_of('mmlu')[i] for i in range(500))), 640)
     began = time.time()
-    scores, _ = evaluate(model, words, dict(mmlu=task_of('mmlu')), settings(), 256)
+    scores, _ = evaluate(of(model, words), dict(mmlu=task_of('mmlu')))
     assert scores['mmlu']['n']==14042 and time.time()-began < 600
 
 # the command

@@ -18,7 +18,7 @@ from exp2nb.arms import ARMS, rl_arm, run_arm
 from exp2nb.lab import Lab, arm_folder
 from exp2nb.config import EvalConfig, Rates, RLConfig, UserError, make_config, override, seed_of
 from exp2nb.engine import Sample
-from exp2nb.evaluate import evaluate
+from exp2nb.evaluate import Evaluation, evaluate
 from exp2nb.flops import Work, muon_flops, rollout_cost, update_cost
 from exp2nb.grpo import GRPO, Group
 from exp2nb.ledger import BUDGET_STAGES, Budget, Ledger, read_rows, totals
@@ -278,7 +278,7 @@ def scores(run):
     rows = []
     items = SimpleNamespace(append=rows.append)
     settings = EvalConfig(max_new=24, n_samples=3, top_k=20)
-    out = evaluate(model, tok, lab.tasks, settings, model.shape.context, 'stories', items=items, ledger=led)
+    out = evaluate(Evaluation(model, tok, settings), lab.tasks, 'stories', items=items, ledger=led)
     exp2nb.train.collect(led)
     return rows, out, led.rows
 
