@@ -40,7 +40,9 @@ def test_the_reference_is_right_in_every_row(name):
     "Every problem of the whole set, through the scorer and what the rows add up to (programs: the sandbox's own tests run all 164)."
     task = task_of(name).take(16) if name=='humaneval' else task_of(name)
     problems = [task[i] for i in range(len(task))]
-    rows = [item(task, p, 0, 0., 'end', s, True) for p,s in zip(problems, score_all(task, problems, [oracle(task, p) for p in problems]), strict=True)]
+    e = of(None, None)
+    scores = score_all(task, problems, [oracle(task, p) for p in problems])
+    rows = [item(e, task, p, s, stopped=True) for p,s in zip(problems, scores, strict=True)]
     s = score_rows(rows)
     assert s['accuracy']==1 and s['n']==len(task)
     if task.kind=='number': assert s['parsed']==s['correct_if_parsed']==s['correct_last_number']==1
