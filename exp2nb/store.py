@@ -7,7 +7,7 @@ __all__ = ['REFUSALS', 'NO_FOLDER_SYNC', 'MANIFEST', 'NO_FLOCK', 'refusal', 'os_
            'misfit', 'read_json', 'Jsonl', 'read_jsonl', 'pack', 'unpack', 'weights_hash', 'atomic_folder', 'damage',
            'save_state', 'load_state', 'save_artifact', 'load_artifact', 'artifact_hash', 'describe', 'save_model',
            'fit', 'read_object', 'checkpoints', 'save_checkpoint', 'load_checkpoint', 'RunLock', 'Claim', 'lock_holder',
-           'check_config', 'Interrupted', 'Interrupt', 'SaveTimer']
+           'check_config', 'files_record', 'altered_file', 'Interrupted', 'Interrupt', 'SaveTimer']
 
 # %% ../nbs/10_store.ipynb #800563c2
 import errno, fcntl, functools, hashlib, json, os, re, shutil, signal, socket, sys, threading, time, uuid, warnings
@@ -679,6 +679,33 @@ def check_config(
         raise UserError(f"{path} was written by a run with other settings ({'; '.join(bad)}): "
                         'give the same ones, or choose another run_dir.')
     return allowed
+
+# %% ../nbs/10_store.ipynb #3714bf65
+def files_record(
+    folder,     # of a finished arm
+    names       # of its files; those that are not there are left out
+)->dict:        # name → bytes, sha256, and the rows of a .jsonl
+    "What identifies the content of files."
+    out = {}
+    for name in names:
+        path = Path(folder)/name
+        if not path.exists(): continue
+        out[name] = dict(bytes=path.stat().st_size, sha256=sha256_of(path))
+        if path.suffix=='.jsonl':
+            with open(path, 'rb') as f: out[name]['rows'] = sum(line.endswith(b'\n') for line in f)
+    return out
+
+def altered_file(
+    folder,        # of a finished arm
+    recorded:dict  # made by `files_record`
+)->str:            # '' if all are as they were, else the first file at odds and how
+    "Compare files with their record."
+    for name,was in recorded.items():
+        now = files_record(folder, [name]).get(name)
+        if now is None: return f'{name} is missing'
+        if now.get('rows')!=was.get('rows'): return f"{name} has {now['rows']:,} rows where {was['rows']:,} were written"
+        if now['sha256']!=was['sha256']: return f'{name} was altered (its SHA-256 differs from the record)'
+    return ''
 
 # %% ../nbs/10_store.ipynb #d5d78368
 class Interrupted(Exception):

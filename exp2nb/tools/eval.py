@@ -16,7 +16,7 @@ from ..arms import progress_bar
 from ..bases.base import load_base, rebuild
 from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, Text, UserError, Whole, Word
 from ..config import check_choice, device_of, dtype_of, versions
-from ..evaluate import CORE, chat_core, core_text, evaluate
+from ..evaluate import CORE, Evaluation, chat_core, core_text, evaluate
 from .cli import command
 from ..stats import accuracy, majority_at_k, pass_at_k
 from ..store import Jsonl, checkpoints, load_artifact, read_json, weights_hash
@@ -135,12 +135,11 @@ def eval_checkpoint(
     where = SimpleNamespace(device=device, dtype='auto')
     run_on = device_of(where)   # before anything is loaded
     model, tok, source = load_any(path)
-    ev = replace(ev, tasks=tuple(names), max_new=ev.max_new or min(256, model.shape.context//2))
+    ev = replace(ev, tasks=tuple(names), max_new=ev.max_new or min(256, model.shape.context//2), allow_unsafe=allow_unsafe)
     tasks = find_tasks(names, data_dir, ev.max_items)
     rows = []
-    scores, not_run = evaluate(
-        model.to(run_on), tok, tasks, ev, model.shape.context, target=names, checkpoint=str(path), items=rows, seed=seed,
-        dtype=dtype_of(where), progress=progress, allow_unsafe=allow_unsafe)
+    e = Evaluation(model.to(run_on), tok, ev, seed, dtype_of(where), str(path))
+    scores, not_run = evaluate(e, tasks, target=names, items=rows, progress=progress)
     for r in rows if items is not None else (): items.append(r)
     core = chat_core({t:s['accuracy'] for t,s in scores.items()}, {t:tasks[t].chance for t in scores})
     hashes = dict(weights_sha256=weights_hash(model.state_dict()), tokenizer_sha256=tok.hash)

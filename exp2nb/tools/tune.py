@@ -9,7 +9,7 @@ __all__ = ['section_of', 'arm_rates', 'scaled', 'trial', 'train_trial', 'tried',
 import json
 from dataclasses import asdict, replace
 from statistics import fmean
-from ..arms import ARMS, ArmRun, check_same, greedy_answers
+from ..arms import ARMS, ArmRun, check_same, greedy_on_dev
 from ..config import Config, Number, Several, UserError, Word
 from ..evaluate import score_rows
 from ..lab import alone, arm_folder, arms_folder, run_stage
@@ -55,7 +55,7 @@ def trial(
         run.model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
         steps, spent = arm['steps'], arm['spent']
     else: steps, spent = train_trial(run)
-    score = score_rows(greedy_answers(run, run.model, run.lab.problems[1], 'dev')[0])['accuracy']
+    score = score_rows(greedy_on_dev(run, run.model).rows)['accuracy']
     cost = dict(flops_model=spent['model'], seconds=spent['seconds'])
     out = dict(arm=c.arm, seed=c.seed, factor=factor, rates=rates, dev_accuracy=score, steps=steps, **cost)
     write_json(folder/'trial.json', out)
