@@ -9,6 +9,7 @@ __all__ = ['Optimizer', 'schedule']
 import copy
 import torch
 from .config import Rates
+from .protocol import fastest
 
 # %% ../nbs/12_optim.ipynb #ffb2441e
 class Optimizer:
@@ -23,7 +24,8 @@ class Optimizer:
         self.matrices = [tuple(p.shape) for p in matrices]   # what the ledger bills
         self.params = list(model.parameters())
         self.parts = []                                      # PyTorch's optimizers
-        if matrices: self.parts.append(torch.optim.Muon(matrices, lr=rates.matrix, weight_decay=0., momentum=.95))
+        muon = fastest('muon', torch.optim.Muon, self.params[0].device, self.params[0].dtype)
+        if matrices: self.parts.append(muon(matrices, lr=rates.matrix, weight_decay=0., momentum=.95))
         groups = [dict(params=ps, lr=getattr(rates, role)) for role,ps in by_role.items()]
         if groups: self.parts.append(torch.optim.AdamW(groups, betas=(.8, .95), eps=1e-10, weight_decay=0.))
         for part in self.parts:
