@@ -38,11 +38,8 @@ def wrong(module, imported)->str:
     if here=='bases' and there in ('fast', 'sandbox'): return f'bases need no {there}'
     return ''
 
-<<<<<<< HEAD
-COMMANDS = {('fast.bench', 'tools.cli'), ('fast.busy', 'tools.cli'), ('fast.bench', 'bases.nanochat'), ('bases.base', 'tools.cli')}   # a room's console script
-=======
-COMMANDS = {('fast.bench', 'tools.cli'), ('fast.bench', 'bases.llama'), ('fast.bench', 'bases.nanochat'), ('bases.base', 'tools.cli')}   # a room's console script
->>>>>>> 53d20cd (On a GPU: Llama layers of fused kernels, Muon by shape, recordings and their buffers kept from rollout to rollout, ended rows leave in blocks; what a shape or version does not serve falls back with one line; the benchmark times the update with its gradients, ragged lengths, an open model's shape, and says whether what it times is right; gpu_check in parts)
+COMMANDS = {('fast.bench', 'tools.cli'), ('fast.busy', 'tools.cli'), ('fast.bench', 'bases.llama'), ('fast.bench', 'bases.nanochat'),
+            ('bases.base', 'tools.cli')}   # a room's console script
 
 def test_every_module_has_a_numbered_notebook():
     modules = {m for m in FILES if m and m not in ROOMS}
