@@ -33,7 +33,7 @@ part() {          # part NAME SECONDS COMMAND…: at most so many seconds, and o
 }
 bench() {         # bench NAME OPTIONS…: a record and its table
     local name=$1; shift
-    exp2_bench --device "$device" --no-trl --out "$out/$name.json" "$@"
+    python -c 'from exp2nb.fast.bench import exp2_bench; exp2_bench.main()' --device "$device" --no-trl --out "$out/$name.json" "$@"
 }
 export -f bench; export device out
 small=()          # without a GPU: the same ways through the code, in miniature
