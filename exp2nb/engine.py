@@ -554,14 +554,15 @@ def generate(
     logprob:str='full',   # log-probabilities under the 'full' softmax or the 'sampled' (top-k) distribution
     calculator:bool=True, # evaluate expressions that the model closes
     dtype=None,           # torch.bfloat16: autocast; default: the weights' own
-    progress=None         # function of (rows done, rows)
+    progress=None,        # function of (rows done, rows)
+    kind:type=Row         # of rows; the benchmark has one that ends at a drawn length
 )->tuple:                 # list of `Sample`, ordered by prompt and sample, and `Cost`
     "Sample `n` answers to each prompt. The result does not depend on `rows`. Raises `UserError`."
     check_request(prompts, n, max_new, temperature, top_k, logprob, rows)
     begin = time.perf_counter()
     stream = seed if isinstance(seed, tuple) else (seed,)
     keys = range(len(prompts)) if keys is None else keys
-    row = lambda p, key, i: Row(p, i, max_new, seed_of(*stream, key, i), tok, calculator)
+    row = lambda p, key, i: kind(p, i, max_new, seed_of(*stream, key, i), tok, calculator)
     all_rows = [row(p, key, i) for p,key in enumerate(keys) for i in range(n)]
     how = dict(temperature=temperature, top_k=top_k, logprob=logprob)
     if all_rows: run = run_rows(model, prompts, all_rows, rows, how, tok, dtype, progress)

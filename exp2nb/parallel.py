@@ -20,9 +20,12 @@ def start(
 ):
     "Join the other processes, if `torchrun` started any."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or dist.is_initialized(): return
-    gpu = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))) if str(device).startswith('cuda') else None
+    cards = torch.cuda.device_count() if str(device).startswith('cuda') else 0
+    gpu = torch.device('cuda', int(os.environ.get('LOCAL_RANK', 0))%cards) if cards else None
     if gpu: torch.cuda.set_device(gpu)
-    dist.init_process_group('nccl' if gpu else 'gloo', timeout=timedelta(minutes=minutes), device_id=gpu)
+    own = cards >= int(os.environ.get('LOCAL_WORLD_SIZE', 1))   # processes that share a card can't use nccl; gloo goes by way of the CPU
+    how = ('nccl', gpu) if gpu and own else ('gloo', None)
+    dist.init_process_group(how[0], timeout=timedelta(minutes=minutes), device_id=how[1])
 
 def stop():
     "Leave the group, when all have ended. A process that fails must not call this: it should die, so that its launcher notices."

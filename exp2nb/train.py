@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'logits_at_once', 'sum_over_pieces', 'logprobs', 'fast_linears',
-           'supervised_loss', 'micro_batches', 'Noise', 'grad_sq', 'check_finite', 'Supervised', 'collect', 'spent_row',
-           'Run', 'positions', 'put_back', 'check_weights', 'in_notebook', 'ProgressLine']
+           'supervised_loss', 'micro_batches', 'Noise', 'grad_norms', 'squared', 'grad_sq', 'check_finite',
+           'Supervised', 'collect', 'spent_row', 'Run', 'positions', 'put_back', 'check_weights', 'in_notebook',
+           'ProgressLine']
 
 # %% ../nbs/14_train.ipynb #01bf4481
 import math, os, sys, time
@@ -281,10 +282,14 @@ class Noise:
         small, part_sq = first
         return self.update(part_sq*(big/small)**2, big_sq, small, big)
 
-def grad_sq(params)->float:
-    "Squared norm of the whole gradient."
+def grad_norms(params)->torch.Tensor:
+    "Norm of each parameter's gradient, left on its device: a GPU is not waited for."
     g = [p.grad for p in params if p.grad is not None]
-    return float(sum(n.double()**2 for n in torch._foreach_norm(g))) if g else 0.
+    return torch.stack(torch._foreach_norm(g)) if g else torch.zeros(0)
+
+def squared(norms)->float: "Sum of squares, in float64."; return float(sum(n*n for n in norms.tolist()))
+
+def grad_sq(params)->float: "Squared norm of the whole gradient."; return squared(grad_norms(params))
 
 # %% ../nbs/14_train.ipynb #e930d9d4
 def check_finite(
@@ -389,19 +394,20 @@ def step(self:Supervised)->dict:   # a row of metrics; None when the clock has r
 @patch
 def gradient(self:Supervised, seqs, targets:int)->tuple:   # summed loss; size and squared gradient norm of the first micro-batch
     "Forward and backward, micro-batch by micro-batch; gradients and loss are summed over all processes."
-    loss, work, first = 0., Work(), None
+    losses, work, first = [], Work(), None
     with self.ledger.timed(self.name, self.n) as cost:
         mine = parallel.share(seqs)
         parts = micro_batches(mine, self.micro_tokens)
         for part in parts:
             part_loss, part_work = supervised_loss(self.model, part, self.dtype)
             (part_loss/targets).backward()
-            loss, work = loss+part_loss.item(), work+part_work
-            if first is None: first = part_work.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.
+            losses.append(part_loss.detach())   # read when all passes are sent
+            work += part_work
+            if first is None: first = part_work.heads, grad_norms(self.opt.params) if len(parts)*parallel.world()>1 else torch.zeros(0)
         parallel.sum_gradients(self.opt.params)
         cost.update(supervised_cost(self.model.shape, [len(ids) for ids,_ in mine], work, work.heads))
-    loss, = parallel.total(loss)
-    return loss, parallel.from_main(first)
+    loss, = parallel.total(sum(l.item() for l in losses))
+    return loss, parallel.from_main(first and (first[0], squared(first[1])))
 
 @patch
 def optimize(self:Supervised, done:float)->float:   # the schedule's factor

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODEL_TYPES', 'ROPES', 'STYLES', 'TEXT_ENDS', 'LlamaConfig', 'read_hub_config', 'frequencies', 'frequencies_on',
-           'RMSNorm', 'Attention', 'MLP', 'Layer', 'Llama', 'read_safetensors', 'build_llama', 'Style', 'style_of',
-           'HubTokenizer', 'default_system', 'load_hub_tokenizer', 'make_room', 'load_llama', 'hub_config',
-           'chat_template', 'save_llama']
+           'RMSNorm', 'Attention', 'MLP', 'Layer', 'through', 'to_logits', 'Llama', 'read_safetensors', 'build_llama',
+           'Style', 'style_of', 'HubTokenizer', 'default_system', 'load_hub_tokenizer', 'make_room', 'load_llama',
+           'hub_config', 'chat_template', 'save_llama']
 
 # %% ../../nbs/bases/01_llama.ipynb #6b25e6de
 import functools, json, math, warnings
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from ..config import UserError, sha256_of
 from ..tokenizer import ROLES, part_ids
-from ..protocol import Shape
+from ..protocol import Shape, operator
 from ..model import rotate
 from ..store import fit, read_object
 
@@ -130,7 +130,7 @@ def frequencies(c:LlamaConfig)->torch.Tensor:  # (head_dim/2,)
     keep = ((turns-r['low_freq_factor'])/(r['high_freq_factor']-r['low_freq_factor'])).clamp(0, 1)
     return keep*f + (1-keep)*f/r['factor']
 
-@functools.lru_cache(8)
+@functools.cache
 def frequencies_on(c:LlamaConfig, device)->torch.Tensor:
     "The same where they are needed, sent once: a recorded step can't wait for a copy."
     return frequencies(c).to(device)
@@ -178,6 +178,26 @@ class Layer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 # %% ../../nbs/bases/01_llama.ipynb #a63b2304
+@operator
+def through(
+    x,         # (N, width) the stream
+    layers,    # one after the other
+    cos, sin,  # (N, 1, head_dim/2)
+    attn       # attention context
+):             # (N, width)
+    "The stream after all layers."
+    for layer in layers: x = layer(x, cos, sin, attn)
+    return x
+
+@operator
+def to_logits(
+    h,       # (…, width) the stream
+    norm,    # the final norm
+    weight   # (vocab, width)
+):           # (…, vocab) float32
+    "Final norm and head."
+    return F.linear(norm(h), weight).float()
+
 class Llama(nn.Module):
     "A Llama-type model behind the model protocol."
     family = 'llama'
@@ -197,13 +217,11 @@ class Llama(nn.Module):
     def hidden(self, ids, pos, attn):
         "The body: ids and positions (…) → stream (…, width), before the final norm."
         a = pos[..., None, None].float()*frequencies_on(self.config, pos.device)
-        x,cos,sin = self.model.embed_tokens(ids), a.cos(), a.sin()
-        for layer in self.model.layers: x = layer(x, cos, sin, attn)
-        return x
+        return through(self.model.embed_tokens(ids), self.model.layers, a.cos(), a.sin(), attn)
 
     def logits(self, h):
         "Final norm and head: (…, width) → (…, vocab), float32."
-        return F.linear(self.model.norm(h), self.head).float()
+        return to_logits(h, self.model.norm, self.head)
 
 # %% ../../nbs/bases/01_llama.ipynb #12c59ce8
 def _shape_of(model):

@@ -224,7 +224,9 @@ def flat_attention(
 ):            # (N, heads, D)
     "Attention of a flat batch."
     one = lambda x: x.to(q.dtype).transpose(0, 1)[None]   # under autocast, a model may add something in float32 to its values
-    return flex(q.is_cuda)(one(q), one(k), one(v), block_mask=mask, enable_gqa=q.shape[1]!=k.shape[1])[0].transpose(0, 1)
+    how = dict(FORCE_USE_FLEX_ATTENTION=True) if q.is_cuda else None   # under 128 tokens it would take its decoding kernel, which few shapes have
+    out = flex(q.is_cuda)(one(q), one(k), one(v), block_mask=mask, enable_gqa=q.shape[1]!=k.shape[1], kernel_options=how)
+    return out[0].transpose(0, 1)
 
 # %% ../../nbs/fast/03_gpu.ipynb #cd34dfe2
 def sees(seg, window):
@@ -240,15 +242,17 @@ def flex_runs(
     device, dtype,
     heads:int, kv_heads:int, head_dim:int
 )->bool:
-    "Has FlexAttention kernels for this shape here, forward and backward? Tried on two short segments."
+    "Has FlexAttention kernels for this shape here, forward and backward? Tried on a long batch and on one of under 128 tokens."
     if head_dim < 16: return False
     if device.type!='cuda': return True
     def trial():
-        t = lambda h: torch.randn(200, h, head_dim, device=device, dtype=dtype, requires_grad=True)
-        with torch.enable_grad():
-            x = t(heads), t(kv_heads), t(kv_heads)
-            flat_attention(*x, flat_mask(stretches([150, 50], [-1, 0]), device)).sum().backward()
-        return all(y.grad.isfinite().all() for y in x)
+        for lengths in ([150, 50], [20, 10]):
+            t = lambda h: torch.randn(sum(lengths), h, head_dim, device=device, dtype=dtype, requires_grad=True)  # noqa: B023
+            with torch.enable_grad():
+                x = t(heads), t(kv_heads), t(kv_heads)
+                flat_attention(*x, flat_mask(stretches(lengths, [-1, 0]), device)).sum().backward()
+            if not all(y.grad.isfinite().all() for y in x): return False
+        return True
     return attempt(f'FlexAttention kernels for {heads} query heads on {kv_heads} key heads of {head_dim} in {dtype}', trial)
 
 def flexes(seg, dtype): return flex_runs(torch.device(seg.device), dtype, seg.shape.heads, seg.shape.kv_heads, seg.shape.head_dim)
@@ -259,7 +263,13 @@ def attend_segments(q, k, v, seg, layer):
     if not torch.is_grad_enabled() or not flexes(seg, q.dtype): return protocol.attend_segments.__wrapped__(q, k, v, seg, layer)
     window, what, pairs = sees(seg, seg.shape.windows[layer])
     seg.pairs[layer] += pairs
-    return flat_attention(q, k, v, seg.once(('flex', window), lambda: flat_mask(what, seg.device)))
+    mask = seg.once(('flex', window), lambda: flat_mask(what, seg.device))
+    try: return flat_attention(q, k, v, mask)
+    except Exception as e:   # the compiler's errors have no common type; of others the plain way would fail as well
+        if isinstance(e, torch.OutOfMemoryError): raise
+        slower(f'FlexAttention kernels for {seg.n} tokens', e)
+        seg.pairs[layer] -= pairs
+        return protocol.attend_segments.__wrapped__(q, k, v, seg, layer)
 
 @faster('pairs_planned', gpu_runs)
 def pairs_planned(seg):
