@@ -124,3 +124,10 @@ def test_the_locale_does_not_count():
     env = os.environ | dict(LC_ALL='C', LANG='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0')
     out = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip()==code_of('arms')
+
+def test_every_fast_module_with_an_operator_is_registered():
+    "A module that `register` forgets costs nothing but its speed, which no other test would notice."
+    mine = {m.split('.')[1] for m in BOOK if m.startswith('fast.') and any(re.search(r'(?m)^@faster\(', c) for c in BOOK[m][1])}
+    source = (ROOT/'exp2nb/fast/__init__.py').read_text()
+    imported = set(re.findall(r'\w+', re.search(r'from \. import (.*?)#', source)[1]))
+    assert mine <= imported | {'loops'}, mine-imported
