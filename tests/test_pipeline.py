@@ -2,13 +2,14 @@
 import json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 import pytest, torch
-from exp2nb.lab import arm_folder
-from exp2nb.arms import run_arm
+from exp2nb.lab import Lab, arm_folder, sft_folder
+from exp2nb import arms as arms_module
+from exp2nb.arms import ArmRun, refuse_twin, run_arm
 from exp2nb.fast.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override
 from exp2nb.engine import Sample
 from exp2nb.tools.tune import tune
-from exp2nb.store import Interrupted, artifact_hash, read_json, read_jsonl
+from exp2nb.store import Interrupted, altered_file, artifact_hash, read_json, read_jsonl
 from exp2nb.sandbox.sandbox import usable_cores
 from exp2nb.train import Supervised
 
@@ -97,6 +98,96 @@ def test_the_same_run_twice_is_the_same_to_the_bit(embedded, tmp_path):
     assert artifact_hash(a/'weights')==artifact_hash(b/'weights') and again['sft_sha256']==arms['rl']['sft_sha256']
     assert again['scores']==arms['rl']['scores'] and again['spent']['model']==arms['rl']['spent']['model']
     assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes() and (a/'items.jsonl').read_bytes()==(b/'items.jsonl').read_bytes()
+
+# a hash that is recorded is compared with the bytes that are used, and the advice in each refusal is followed
+
+@pytest.fixture
+def copied(embedded, tmp_path): return shutil.copytree(embedded[0], tmp_path/'run')
+
+def refused(c):
+    "The one sentence with which an arm refuses to run."
+    with pytest.raises(UserError) as e: run_arm(c, progress=False)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+def test_an_sft_checkpoint_with_other_weights_is_refused_and_comes_back(embedded, copied):
+    "The base's weights in its place, complete, with their own manifest."
+    c = config(copied, 'sft_plus')
+    weights = sft_folder(c)/'weights'
+    shutil.rmtree(weights)
+    shutil.copytree(copied/'base'/'weights', weights)
+    assert f'delete {weights} and give the same command again' in refused(c)
+    shutil.rmtree(weights)
+    assert run_arm(c, progress=False)['sft_sha256']==embedded[1]['rl']['sft_sha256']
+
+def test_a_base_without_weights_is_made_again(embedded, copied):
+    "Its record is still there: the weights come back from the last checkpoint, the same to the bit."
+    shutil.rmtree(copied/'base'/'weights')
+    assert Lab(config(copied, 'rl'), False).base.sha256==embedded[1]['rl']['base_sha256']
+
+def test_an_altered_tokenizer_is_refused_and_made_again(embedded, copied):
+    path = copied/'tokenizer.json'
+    tok = json.loads(path.read_text())
+    tok['tokens'][-2:] = tok['tokens'][:-3:-1]   # the last two change places
+    path.write_text(json.dumps(tok))
+    assert f'delete {path} and give the same command again' in refused(config(copied, 'sft_plus'))
+    path.unlink()
+    assert Lab(config(copied, 'sft_plus'), False).base.tok.hash==embedded[1]['rl']['tokenizer_sha256']
+
+def test_after_rl_was_run_again_a_matched_arm_can_be_run_again(copied):
+    "Another run of RL took other seconds, so its ledger has another hash; what matched the old one is not continued."
+    c, rl = config(copied, 'sft_plus'), config(copied, 'rl')
+    before = run_arm(c, progress=False)
+    shutil.rmtree(arm_folder(rl))
+    run_arm(rl, progress=False)
+    folder = arm_folder(c)
+    assert f'delete {folder} and give the same command again' in refused(c)
+    shutil.rmtree(folder)
+    assert run_arm(c, progress=False)['weights_sha256']==before['weights_sha256']
+
+def test_weights_swapped_before_the_evaluation_are_refused_and_come_back(embedded, copied):
+    "Training has ended, the evaluation has not: then the weights are read from their folder."
+    c = config(copied, 'rl')
+    folder = arm_folder(c)
+    (folder/'arm.json').unlink()
+    path = folder/'progress.json'
+    path.write_text(json.dumps(read_json(path) | dict(complete=False)))
+    shutil.rmtree(folder/'weights')
+    shutil.copytree(copied/'base'/'weights', folder/'weights')
+    assert f'the weights in {folder/"weights"} are not those' in refused(c)
+    shutil.rmtree(folder/'weights')
+    again = run_arm(c, progress=False)
+    assert again['weights_sha256']==embedded[1]['rl']['weights_sha256'] and again['scores']==embedded[1]['rl']['scores']
+
+def test_an_arms_record_covers_its_files(embedded, copied):
+    "Every file that a number is made from, whatever was done to it."
+    for arm,r in embedded[1].items():
+        folder = arm_folder(config(copied, arm))
+        assert {'config.json', 'ledger.jsonl', 'items.jsonl', 'completions.jsonl'} <= set(r['files']) and altered_file(folder, r['files'])==''
+        for name in r['files']:
+            path = folder/name
+            kept = path.read_bytes()
+            for damaged in (kept.replace(b'false', b'true ', 1), kept[:len(kept)//2], kept+kept, b''):
+                path.write_bytes(damaged)
+                assert (altered_file(folder, r['files'])!='')==(damaged!=kept), (name, len(damaged))
+            path.write_bytes(kept)
+
+def test_a_target_that_cannot_be_evaluated_is_no_finished_arm(copied, monkeypatch):
+    "Its training is kept; when what was wrong is mended, the same command finishes it."
+    c, real = config(copied, 'sft_plus'), arms_module.evaluate
+    monkeypatch.setattr(arms_module, 'evaluate', lambda e, tasks, *a: ({}, dict.fromkeys(tasks, 'the disk of the data is away.')))
+    assert 'stories is the target and could not be evaluated: the disk of the data is away.' in refused(c)
+    assert not (arm_folder(c)/'arm.json').exists()
+    monkeypatch.setattr(arms_module, 'evaluate', real)
+    assert run_arm(c, progress=False)['not_run']==[]
+
+def test_two_seeds_with_the_same_weights_are_refused(copied):
+    run = ArmRun(config(copied, 'rl', seed=1), progress=False)
+    refuse_twin(run, dict(weights_sha256='0'*64))
+    refuse_twin(run, dict(weights_sha256=run.lab.sft.sha256))    # nothing learned: seeds may agree in that
+    other = arm_folder(config(copied, 'rl'))/'arm.json'
+    other.write_text(json.dumps(read_json(other) | dict(weights_sha256='1'*64)))
+    with pytest.raises(UserError, match='delete the one that was copied'): refuse_twin(run, dict(weights_sha256='1'*64))
 
 # ablations and tuning, on a copy in which some of the rollouts were right: so small a model solves nothing
 
