@@ -23,7 +23,8 @@ def stages(
     "The steps that are timed."
     w, sft = workload_of(preset, **sizes), PRESETS[preset]['sft']
     model, prompts, r = w.model(), w.prompts(), random.Random(0)
-    groups = make_groups(w, prompts, our_rollout(model, prompts, w))
+    samples, _ = our_rollout(model, prompts, w)
+    groups = make_groups(w, prompts, samples)
     seqs = []
     while sum(len(ids) for ids,_ in seqs) < sft.batch_tokens:
         n = r.randint(20, 120)
