@@ -19,7 +19,7 @@ from .flops import Work, optimizer_cost, update_cost
 from .ledger import Budget
 from .optim import Optimizer, schedule
 from .protocol import Segments, send, take
-from .train import Noise, check_finite, fast_linears, grad_sq, logprobs, spent_row, sum_over_pieces
+from .train import Noise, check_finite, fast_linears, grad_norms, grad_sq, logprobs, spent_row, squared, sum_over_pieces
 
 # %% ../nbs/16_grpo.ipynb #4d11f633
 def advantages(
@@ -259,7 +259,7 @@ def update(self:GRPO, groups)->dict:
     factor = self.optimize(done, signal)
     sampled, = parallel.total(sum(g.sampled for g in groups if g.signal))
     scale = self.noise.of_step(parallel.from_main(first), size, sampled)
-    return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, logprob_drift=drift(gaps))
+    return dict(grad_norm=size**.5, lr=factor, noise_scale=scale, **drift(gaps))
 
 def _batch_row(g):
     "A group as `bad_batch.json` keeps it."
@@ -278,12 +278,12 @@ def gradient(self:GRPO, groups, signal:int)->tuple:   # size and squared gradien
             loss.backward()
             work = work + part_work
             gaps.append((lp, drawn_at(part)))
-            if first is None: first = part_work.heads, grad_sq(self.opt.params) if len(parts)*parallel.world()>1 else 0.
+            if first is None: first = part_work.heads, grad_norms(self.opt.params) if len(parts)*parallel.world()>1 else torch.zeros(0)
         if signal: parallel.sum_gradients(self.opt.params)
         lengths = [[len(s.tokens) for s in g.samples] for g in groups]
         forced = sum(not own for g in groups for s in g.samples for own in s.sampled)
         cost.update(update_cost(self.model.shape, [len(g.prompt) for g in groups], lengths, work, forced))
-    return first, gaps
+    return first and (first[0], squared(first[1])), gaps   # read when all passes are sent: a GPU is not waited for in between
 
 @patch
 def optimize(self:GRPO, done:float, signal:int)->float:   # the schedule's factor
@@ -304,10 +304,13 @@ def drawn_at(
     return torch.from_numpy(np.fromiter(lps, np.float32, len(lps)))
 
 def drift(
-    gaps    # pairs of log-probabilities, of this process
-)->float:   # nats
-    "The largest difference between log-probabilities at the update and at sampling, over all processes."
-    return max(parallel.each(max(((now.cpu()-then).abs().max().item() for now,then in gaps), default=0.)))
+    gaps   # pairs of log-probabilities, of this process
+)->dict:   # nats
+    "Largest, 99 % quantile and mean difference of log-probabilities at the update and at sampling, over all processes."
+    mine = torch.cat([torch.zeros(0), *((now.cpu()-then).abs() for now,then in gaps)])
+    of = torch.cat(parallel.each(mine))
+    if not len(of): of = torch.zeros(1)
+    return dict(logprob_drift=of.max().item(), logprob_drift_p99=of.quantile(.99).item(), logprob_drift_mean=of.mean().item())
 
 # %% ../nbs/16_grpo.ipynb #2df2f690
 @patch
