@@ -976,6 +976,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'exp2nb.results.check_budget': ('results.html#check_budget', 'exp2nb/results.py'),
                                 'exp2nb.results.check_complete': ('results.html#check_complete', 'exp2nb/results.py'),
                                 'exp2nb.results.check_same': ('results.html#check_same', 'exp2nb/results.py'),
+                                'exp2nb.results.check_seeds': ('results.html#check_seeds', 'exp2nb/results.py'),
                                 'exp2nb.results.check_sft': ('results.html#check_sft', 'exp2nb/results.py'),
                                 'exp2nb.results.compare': ('results.html#compare', 'exp2nb/results.py'),
                                 'exp2nb.results.curve_table': ('results.html#curve_table', 'exp2nb/results.py'),

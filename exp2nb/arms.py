@@ -79,7 +79,8 @@ def check_plan(c:Config, context:int):
     for name in c.eval.tasks:
         if name!=c.task: check_choice('eval.tasks', name, list(TASKS))
     for name,new in (('eval.max_new', c.eval.max_new), ('rl.max_new', c.rl.max_new)):
-        if new >= context: raise UserError(f'{name}={new} leaves no room for a prompt in a context of {context} tokens: give fewer than {context}.')
+        if new >= context:
+            raise UserError(f'{name}={new} leaves no room for a prompt in a context of {context} tokens: give fewer than {context}.')
 
 def load_rl(c:Config, shape, sft_sha256)->RLRun:
     "The RL arm of this run folder, verified. Raises `UserError` that says what to run first."
@@ -275,7 +276,8 @@ def try_first(run:ArmRun, stage):
     rl = run.c.rl
     found = preflight(stage, rl.preflight)
     if parallel.rank()==0: write_json(run.folder/'preflight.json', found)
-    say(f"Pre-flight on {rl.preflight} problems: {found['parsed']:.0%} of the answers parse, {found['reward']:.0%} are right. {found['said']} "
+    say(f"Pre-flight on {rl.preflight} problems: {found['parsed']:.0%} of the answers parse, {found['reward']:.0%} are right. "
+        f"{found['said']} "
         f"Top-{rl.top_k} sampling draws a token {found['off_policy_gap']:.4f} nats likelier than the full softmax says.")
 
 # %% ../nbs/19_arms.ipynb #81c9aa38
@@ -307,7 +309,8 @@ def evaluate_arm(run:ArmRun, ledger, info)->dict:  # info, scores, not_run
     for label,weights,name in to_score(run, info):
         if name in done['scores'].get(label, {}) or name in done['not_run']: continue
         bar = progress_bar if run.lab.progress else None
-        scores, not_run = evaluate(evaluation(run, weights(), label), {name: run.lab.tasks[name]}, run.c.task, items, completions, ledger, bar)
+        e = evaluation(run, weights(), label)
+        scores, not_run = evaluate(e, {name: run.lab.tasks[name]}, run.c.task, items, completions, ledger, bar)
         if run.c.task in not_run:
             raise UserError(f'{run.c.task} is the target and could not be evaluated: {not_run[run.c.task]} '
                             f'Training is kept in {folder}: give the same command again when that is mended.')
@@ -337,7 +340,8 @@ def refuse_twin(run:ArmRun, info):
     if sha==run.lab.sft.sha256: return   # nothing was learned: seeds may agree in that
     for path in run.folder.parent.glob('seed*/arm.json'):
         if path.parent!=run.folder and read_json(path).get('weights_sha256')==sha:
-            raise UserError(f'{run.folder} ended with the very weights of {path.parent}, so they are not two seeds: delete the one that was copied.')
+            raise UserError(f'{run.folder} ended with the weights of {path.parent}, so they are not two seeds: '
+                            'delete the one that was copied.')
 
 # %% ../nbs/19_arms.ipynb #ec035186
 def progress_bar(name):
@@ -381,9 +385,11 @@ def base_flops(c:Config)->int:
 def matching(run:ArmRun, spent, info)->dict:
     "How well an arm met the RL arm's budget."
     on, target = run.c.match_on, run.rl.record['spent']
-    return dict(target=target, residual=spent[on]/target[on]-1, budget_record=budget_record(on, target, spent, info['steps'], info['epochs']))
+    record = budget_record(on, target, spent, info['steps'], info['epochs'])
+    return dict(target=target, residual=spent[on]/target[on]-1, budget_record=record)
 
-FILES = ('config.json', 'metrics.jsonl', 'ledger.jsonl', 'items.jsonl', 'completions.jsonl', 'rollouts.jsonl', 'samples.json', 'preflight.json')
+FILES = ('config.json', 'metrics.jsonl', 'ledger.jsonl', 'items.jsonl', 'completions.jsonl', 'rollouts.jsonl',
+         'samples.json', 'preflight.json')
 
 def summary(run:ArmRun, info, scores, not_run)->dict:
     "arm.json: what ran, on what, for how much, with what result."

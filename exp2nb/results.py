@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'LABELS', 'CHANCE', 'MUST_AGREE', 'CHECKPOINTS', 'WORDS', 'DYNAMICS', 'ENDPOINT', 'SCHEMA_VERSION', 'label',
-           'Record', 'table', 'read_record', 'discover', 'Study', 'View', 'check_same', 'check_sft', 'check_budget',
-           'check_complete', 'starting_points', 'recipe', 'cells', 'outcomes', 'Compared', 'compare',
+           'Record', 'table', 'read_record', 'discover', 'check_seeds', 'Study', 'View', 'check_same', 'check_sft',
+           'check_budget', 'check_complete', 'starting_points', 'recipe', 'cells', 'outcomes', 'Compared', 'compare',
            'zero_advantage_of', 'same_items', 'ends_table', 'curve_table', 'stage_table', 'price_table',
            'benchmark_table', 'also_table', 'beside_table', 'tries_table', 'overlap_table', 'dynamics_table',
            'budgets_table', 'starts_table', 'not_run', 'arm_scores', 'budget_entry', 'judged_on', 'verdict_of',
@@ -22,7 +22,7 @@ from .config import MATCH_ON, UserError, sha256_of
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from .stats import (
     accuracy, coded, coverage_rates, crossover, decide, difference, holm, judge, latent_of, majority_at_k, pass_at_k, points, scope_of)
-from .store import read_json, read_jsonl
+from .store import altered_file, read_json, read_jsonl
 
 # %% ../nbs/21_results.ipynb #69e19206
 NEEDS = {
@@ -96,6 +96,8 @@ def read_record(path)->Record:
     path,info = Path(path), read_json(path)
     missing = [k for k in NEEDS['arm.json'] if k not in info]
     if missing: raise UserError(f'{path} lacks {", ".join(missing)}: run this arm again.')
+    if bad := altered_file(path.parent, info.get('files', {})):
+        raise UserError(f'{path.parent}: {bad}: restore that file from a copy, or delete the folder and run this arm again.')
     above = [p for p in path.parents if p.name==info['arm']]
     if not above: raise UserError(f"{path} says that arm {info['arm']!r} ran, but it lies in another arm's folder: run this arm again.")
     if path.parent.name.startswith('seed') and path.parent.name!=f"seed{info['seed']}":
@@ -119,7 +121,20 @@ def discover(
             command = f'papermill nbs/run_arm.ipynb OUT.ipynb -p arm rl -p run_dir {d}'
             raise UserError(f'{d} holds no finished arm (no arm.json): run `{command}` first.')
         found += [p for p in here if p not in found]
-    return [read_record(p) for p in found]
+    records = [read_record(p) for p in found]
+    check_seeds(records)
+    return records
+
+def check_seeds(records):
+    "Two seeds of an arm that ended with the same weights are not two seeds. Raises `UserError`; unmoved weights may agree."
+    seen = {}   # (folder of the seeds, weights) → the first such record
+    for r in records:
+        sha = r.info.get('weights_sha256')
+        if not sha or sha==r.sft_sha256: continue
+        first = seen.setdefault((r.folder.parent, sha), r)
+        if first is not r:
+            raise UserError(f'{r.folder} ended with the weights of {first.folder}, so they are not two seeds: '
+                            'delete the one that was copied, and run its seed.')
 
 # %% ../nbs/21_results.ipynb #19f44d92
 @dataclass

@@ -9,6 +9,7 @@ from exp2nb.fast.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override
 from exp2nb.engine import Sample
 from exp2nb.tools.tune import tune
+from exp2nb.results import discover
 from exp2nb.store import Interrupted, altered_file, artifact_hash, read_json, read_jsonl
 from exp2nb.sandbox.sandbox import usable_cores
 from exp2nb.train import Supervised
@@ -171,6 +172,23 @@ def test_an_arms_record_covers_its_files(embedded, copied):
                 path.write_bytes(damaged)
                 assert (altered_file(folder, r['files'])!='')==(damaged!=kept), (name, len(damaged))
             path.write_bytes(kept)
+
+def test_the_analysis_reads_no_altered_file(copied):
+    "With every answer of an arm set to right, the analysis names the file; and a seed that was copied is no second seed."
+    folder = arm_folder(config(copied, 'rl'))
+    assert len(discover(copied))==2
+    items = folder/'items.jsonl'
+    kept = items.read_text()
+    items.write_text(kept.replace('"correct": false', '"correct": true'))
+    with pytest.raises(UserError, match='items.jsonl was altered'): discover(copied)
+    items.write_text(kept)
+    first = read_json(folder/'arm.json')
+    twin = shutil.copytree(folder, folder.parent/'seed1')
+    record = first | dict(seed=1, weights_sha256='1'*64, files={})
+    (folder/'arm.json').write_text(json.dumps(first | dict(weights_sha256='1'*64)))
+    (twin/'arm.json').write_text(json.dumps(record))
+    (twin/'config.json').write_text(json.dumps(read_json(twin/'config.json') | dict(seed=1)))
+    with pytest.raises(UserError, match='not two seeds'): discover(copied)
 
 def test_a_target_that_cannot_be_evaluated_is_no_finished_arm(copied, monkeypatch):
     "Its training is kept; when what was wrong is mended, the same command finishes it."
