@@ -193,7 +193,7 @@ def dev_look(run:ArmRun):
 
 # %% ../nbs/19_arms.ipynb #2f31c921
 # where things lie may change between two starts, as long as the hashes of what lies there agree
-MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint')
+MAY_DIFFER = ('versions', 'git', 'device', 'run_dir', 'data_dir', 'tracker', 'base', 'sft_checkpoint', 'vary')
 
 def determined_by(run:ArmRun)->dict:
     "What goes into config.json: the whole configuration and the hashes of what the arm stands on."

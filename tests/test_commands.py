@@ -131,7 +131,9 @@ def test_a_queue_is_json(capsys, tmp_path):
     assert exp2_queue.main(['--preset', 'smoke', '--run-dir', str(tmp_path/'my "run"'), '--seeds', '2', '--changes', 'rl.steps=2'])==0
     q = json.loads(capsys.readouterr().out)
     given = [r['parameters'] for r in q['runs']]
-    assert [(p['arm'], p['seed']) for p in given]==[('sft', 0), ('rl', 0), ('sft_plus', 0), ('rl', 1), ('sft_plus', 1)]
+    arms = [('sft', 'model'), ('rl', 'model'), ('sft_plus', 'model'), ('sft_plus', 'executed')]   # of each seed, on its own SFT checkpoint
+    assert [(p['seed'], p['arm'], p.get('match_on', 'model')) for p in given]==[(seed, *arm) for seed in (0, 1) for arm in arms]
+    assert all(p['vary']=='sft' for p in given)
     assert all(p['run_dir']==q['run_dir']==str(tmp_path/'my "run"') and p['changes']=='rl.steps=2' for p in given)
     assert set(q['pieces']) >= {r['name'] for r in q['runs']} and q['minutes'] > 0
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['start_notebook', 'notebook_error', 'stop_child', 'wait_for', 'run_notebook', 'run_launched', 'exp2_run',
-           'announcement', 'verdict', 'dry_text']
+           'announcement', 'reach', 'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, json, os, shlex, signal, subprocess, sys, time
@@ -13,7 +13,8 @@ from ..config import Config, Flag, Text, UserError, Whole, run_folder
 from ..store import read_json, write_json
 from .cli import Stopped, command, project_root, say_error
 from .plan import plan, plan_text
-from .queue import QUEUED, Arms, Budgets, Passes, Seeds, flags, parameters, queue, queue_data
+from ..stats import fewest_seeds
+from .queue import QUEUED, Arms, Bases, Budgets, Passes, Seeds, Vary, flags, minutes, parameters, queue, queue_data
 from .status import stop_writers
 
 # %% ../../nbs/tools/10_run.ipynb #37019cd9
@@ -81,12 +82,14 @@ def exp2_run(
     seeds:Seeds=1,                       # how many seeds: 0, 1, …
     budgets:Budgets=(1.,),               # shares of the RL arm's length
     sft_passes:Passes=(0.,),             # lengths of the shared SFT stage; 0: the preset's
+    match_on:Bases=None,                 # what SFT+ matches; without it: model, and executed too where there are several seeds
+    vary:Vary='',                        # what the seeds vary: arm, sft or base; without it: sft where there are several seeds
     dry_run:Flag()=False,                # say what would run and what it costs; DEVICE=a100 DEVICES=8 plan for other devices
     launcher:Text()='',                  # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
     say=print
 ):
     "Run a whole experiment: every arm of the queue, then the analysis. Started again, it goes on where it was."
-    cs = queue(c, arms, seeds, budgets, sft_passes)
+    cs = queue(c, arms, seeds, budgets, sft_passes, match_on, vary)
     if dry_run: return dict(said=dry_text(cs, launcher), **queue_data(cs))
     began = time.monotonic()
     q = queue_data(cs)
@@ -94,6 +97,7 @@ def exp2_run(
     for name in ('notebooks', 'report'): (run_dir/name).mkdir(parents=True, exist_ok=True)
     write_json(run_dir/'plan.json', dict(pieces=q['pieces']))   # exp2_status reads it
     say(announcement(cs, seeds, q['minutes']))
+    if {'sft', 'rl', 'sft_plus'} <= set(arms): say(reach(c, seeds, cs[0].vary))
     say(f'From another shell, exp2_status {run_dir} says how far it has come.')
     clock = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
     for r in q['runs']:
@@ -113,6 +117,15 @@ def announcement(cs, seeds, left)->str:
     time = f"about {max(1, round(left))} minute{'s'*(round(left) > 1)} on {'this machine' if where=='cpu' else where}, installation aside."
     says = time if left else 'all of them are done.'
     return f'{len(cs)} arms of {cs[0].preset} on {cs[0].task}, seeds {seeds}: {says} Everything goes to {cs[0].run_dir}.'
+
+def reach(c, seeds:int, vary:str)->str:
+    "Of what the result will speak, and what a verdict takes."
+    need = fewest_seeds(paired=vary!='arm') if seeds > 1 else fewest_seeds()
+    if seeds >= need: return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
+    whole = minutes(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))
+    time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
+    about = 'One seed compares two checkpoints, not two methods' if seeds==1 else f'{seeds} seeds show how much runs differ, not yet which method leads'
+    return f'{about}: a verdict takes {need} seeds (--seeds {need}), about {time} here.'
 
 def verdict(run_dir)->dict:
     "Where the report is, and what it says."
