@@ -12,7 +12,6 @@ __all__ = ['NEEDS', 'LABELS', 'CHANCE', 'MUST_AGREE', 'CHECKPOINTS', 'WORDS', 'D
            'executed_ratio', 'elsewhere', 'errors_table', 'tables', 'summarise', 'provenance', 'tuning_table']
 
 # %% ../nbs/21_results.ipynb #be805124
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property

@@ -9,7 +9,7 @@ __all__ = ['Conversations', 'Text', 'Amount', 'flat_batch', 'logits_at_once', 's
            'ProgressLine']
 
 # %% ../nbs/14_train.ipynb #01bf4481
-import math, os, sys, time
+import math, sys, time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, takewhile

@@ -3,6 +3,6 @@ import torch
 
 def register():
     "Fill `exp2nb.protocol.FASTER`: each module registers its own functions when it is imported."
-    torch.backends.cuda.enable_cudnn_sdp(False)   # cuDNN's attention compiles a plan for every new shape, and a flat batch's blocks hardly ever repeat
+    torch.backends.cuda.enable_cudnn_sdp(False)   # cuDNN compiles a plan for every new shape, and a flat batch's blocks hardly ever repeat
 
     from . import attention, decode, fused, gpu, layers, muon   # noqa: F401

@@ -671,7 +671,8 @@ def bench(
 def machine(device='cpu')->dict:
     "What it ran on."
     cpu, info = platform.processor(), Path('/proc/cpuinfo')
-    if info.exists(): cpu = next((l.split(':')[1].strip() for l in info.read_text(encoding='utf-8').splitlines() if l.startswith('model name')), cpu)
+    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
+    cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), cpu)
     settings = lambda k: k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')   # the allocator's, see `runs/env.sh`
     return dict(cpu=cpu, memory={k:v for k,v in os.environ.items() if settings(k)}, threads=torch.get_num_threads(),
                 clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time',

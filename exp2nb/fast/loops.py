@@ -47,7 +47,7 @@ def operator_if_watched(
     name:str,        # of the operator
     mutates_args=()  # arguments that are written to
 ):
-    "Register `f` as a custom operator, and call it as one only under a dispatch mode (FLOP counter, profiler); otherwise call `f` directly."
+    "Register `f` as a custom operator, and call it as one only under a dispatch mode (FLOP counter, profiler); otherwise call `f` itself."
     def decorate(f):
         operator = torch.library.custom_op(name, mutates_args=mutates_args)(f)
         @functools.wraps(f)

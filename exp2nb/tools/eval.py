@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 from ..arms import progress_bar
 from ..bases.base import load_base, rebuild
-from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, Text, UserError, Whole, Word
+from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, UserError, Whole, Word
 from ..config import check_choice, device_of, dtype_of, versions
 from ..evaluate import CORE, Evaluation, chat_core, core_text, evaluate
 from .cli import command
