@@ -590,7 +590,9 @@ class Claim:
     def release(self):
         "Give the folder back."
         self.released.set()
-        if os.getpid()==self.me['pid']: self._remove(self.me)   # a forked child owns nothing
+        if os.getpid()!=self.me['pid']: return   # a forked child owns nothing
+        end = time.monotonic()+10
+        while self.read().get('key')==self.me['key'] and not self._remove(self.me) and time.monotonic()<end: time.sleep(.01)
 
 # %% ../nbs/10_store.ipynb #55529e27
 def _owner(path)->dict:
@@ -617,14 +619,20 @@ def _now(self:Claim)->float:
 
 @patch
 def _remove(self:Claim, owner:dict)->bool:
-    "Remove `owner`'s file; False if it is another's by now. Renamed first, so that of several only one removes it."
-    gone = self.path.with_name(f".lock-{self.me['key']}")
-    try: os.rename(self.path, gone)
-    except FileNotFoundError: return True
-    mistaken = _owner(gone).get('key')!=owner.get('key')
-    if mistaken: os.rename(gone, self.path)
-    else: gone.unlink()
-    return not mistaken
+    "Remove `owner`'s file; False if it is another's by now. Only who holds that owner's exit may unlink it: one process at a time."
+    key = owner.get('key')
+    leaving = self.path.with_name(f'.lock-leaving-{key}')
+    try: os.close(os.open(leaving, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if self._now()-leaving.stat().st_mtime > self.dead: leaving.unlink()   # whoever held it died there
+        return False
+    try:
+        if not self.path.exists(): return True
+        if self.read().get('key')!=key or key!=self.me['key'] and self.living(): return False
+        self.path.unlink()
+        return True
+    finally: leaving.unlink(missing_ok=True)
 
 @patch
 def _renew(self:Claim):

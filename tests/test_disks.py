@@ -3,6 +3,7 @@
 Every error of the operating system is one sentence (`UserError`), and what was there before stays as it was.
 """
 import errno, fcntl, json, os, resource, shutil, signal, stat, subprocess, sys, tempfile, threading, time, traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,9 +122,7 @@ def test_of_many_that_take_over_a_dead_claim_only_one_gets_it(tmp_path):
             with lock: holding[0] -= 1
             claim.release()
     claim_of(tmp_path, Claim.dead+60, host='elsewhere')
-    threads = [threading.Thread(target=compete, args=(i,)) for i in range(4)]
-    for t in threads: t.start()
-    for t in threads: t.join()
+    with ThreadPoolExecutor(4) as threads: list(threads.map(compete, range(4)))   # raises what a thread raised
     assert most[0]==1 and not list(tmp_path.glob('.lock-*'))
 
 def test_a_claim_is_renewed_while_it_is_held(tmp_path, monkeypatch):
