@@ -215,6 +215,7 @@ def check_same(run:ArmRun):
         check_config(run.folder, now, MAY_DIFFER)
     parallel.on_main(check)
 
+# %% ../nbs/19_arms.ipynb #250f543c
 def run_arm(
     c:Config,
     progress:bool=True
@@ -256,6 +257,7 @@ def no_training(run:ArmRun)->dict:
     "The facts of an arm that trains nothing."
     return dict(steps=0, epochs=0., zero_advantage=None, weights_sha256=run.lab.sft.sha256, best_dev_sha256=None)
 
+# %% ../nbs/19_arms.ipynb #f33166e0
 def has_ended(folder)->bool:
     "Has training ended before? If its weights are gone, they come back from the last checkpoint, and the evaluation begins again."
     ended = (folder/'progress.json').exists()
@@ -271,6 +273,7 @@ def recorded_weights(folder, sha256)->dict:
     mend = 'delete it and give the same command again' if folder.name=='weights' else f'delete {folder.parent} to run this arm again'
     raise UserError(f'the weights in {folder} are not those that this arm saved there ({sha256[:12]}…): {mend}.')
 
+# %% ../nbs/19_arms.ipynb #b2e02e82
 def try_first(run:ArmRun, stage):
     "Sample a little before a long RL run, and say what to expect."
     rl = run.c.rl
@@ -291,6 +294,7 @@ def finish(run:ArmRun, stage, info)->dict:
     parallel.on_main(write)
     return parallel.on_main(lambda: read_json(run.folder/'arm.json'))
 
+# %% ../nbs/19_arms.ipynb #02301d92
 def evaluate_arm(run:ArmRun, ledger, info)->dict:  # info, scores, not_run
     "Score the final weights on all tasks and the best on dev on the target, from wherever that stands."
     folder, path = run.folder, run.folder/'progress.json'
@@ -323,6 +327,7 @@ def evaluate_arm(run:ArmRun, ledger, info)->dict:  # info, scores, not_run
     keep()
     return done
 
+# %% ../nbs/19_arms.ipynb #38986077
 def to_score(run:ArmRun, info)->list:
     "What is evaluated: (label, function that gives the model, name of the task)."
     best_sha = info['best_dev_sha256']
@@ -334,6 +339,7 @@ def to_score(run:ArmRun, info)->list:
     end = [('end', lambda: run.model, name) for name in run.lab.tasks]
     return end + ([('best_dev', best, run.c.task)] if best_sha else [])
 
+# %% ../nbs/19_arms.ipynb #215c9133
 def refuse_twin(run:ArmRun, info):
     "Two seeds that trained to the same weights are not two seeds. Raises `UserError`."
     sha = info['weights_sha256']
