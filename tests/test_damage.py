@@ -40,7 +40,9 @@ def whole(tmp_path_factory):
     for arm in ('rl', 'sft_plus'): run_arm(config(run_dir, arm), progress=False)
     return run_dir
 
-TIMES = {'seconds', 'device_seconds', 'sha256', 'bytes', 'where', 'started', 'versions', 'git'}   # a file with times has another hash and length
+# a file with times has another hash and length
+TIMES = {'seconds', 'device_seconds', 'sha256', 'bytes', 'where', 'started', 'versions', 'git'}
+
 def timeless(x):
     if isinstance(x, dict): return {k: timeless(v) for k,v in x.items() if k not in TIMES and not k.endswith('sha256')}
     return [timeless(v) for v in x] if isinstance(x, list) else x

@@ -32,24 +32,33 @@ def replay(model, prompt, o, dtype=torch.float32):
     "A sample's log-probabilities by one plain pass."
     ids = torch.tensor(prompt+o.tokens[:-1], device=DEVICE)
     seg = Segments(model.shape, [len(ids)], device=DEVICE)
-    with torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype!=torch.float32): logits = model.logits(model.hidden(ids, seg.pos, seg))[len(prompt)-1:]
-    return logits.float().log_softmax(-1).gather(-1, torch.tensor(o.tokens, device=DEVICE)[:,None])[:,0].cpu(), logits.float().cpu()
+    with torch.autocast(torch.device(DEVICE).type, dtype, enabled=dtype!=torch.float32):
+        logits = model.logits(model.hidden(ids, seg.pos, seg))[len(prompt)-1:].float()
+    tokens = torch.tensor(o.tokens, device=DEVICE)
+    return logits.log_softmax(-1).gather(-1, tokens[:,None])[:,0].cpu(), logits.cpu()
 
 def drawn(seed):
     "A model and a request, drawn at random."
     r = random.Random(seed)
     shape = dict(kv_groups=r.choice([1,2,3]), pattern=r.choice(['L','S','SL','SSSL']), short_window=r.choice([1,2,7,20]))
     prompts = [[r.randrange(300) for _ in range(r.choice([1,2,5,17,40]))] for _ in range(r.choice([1,3,6]))]
-    how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]), seed=seed)
-    return toy(seed, **shape), prompts, how
+    how = dict(n=r.choice([1,2,5]), max_new=r.choice([1,2,15,16,17,50]), rows=r.choice([1,2,4,7,100]), top_k=r.choice([0,1,7,50]))
+    return toy(seed, **shape), prompts, how | dict(seed=seed)
 
 def attention(q, k, v, prompt, own, rows, members, window):
     "What `gpu.decode_attention` computes, row by row."
-    out, sits = torch.zeros(q.shape, dtype=own.dtype), members[members>=0]
-    assert sorted(sits.tolist())==list(range(len(sits))) and all(len({*rows[m[m>=0],0].tolist()}) < 2 for m in members)   # every live row once, with its own prompt's
-    for r,(g,P,i) in enumerate(rows[:len(sits)].tolist()):
+    out = torch.zeros(q.shape, dtype=own.dtype)
+    live = members[members>=0]
+    assert sorted(live.tolist())==list(range(len(live)))                             # every live row once,
+    assert all(len({*rows[m[m>=0],0].tolist()}) < 2 for m in members)                # together with rows of its own prompt
+    heads_per_key = q.shape[1]//k.shape[1]
+    def keys(j, r, g, P, i):
+        "Keys (j=0) or values (j=1) that row r sees."
+        seen = torch.cat([prompt[j,g,:,:P], own[j,r,:,:i+1]], 1)[:,-window:]
+        return seen.float().repeat_interleave(heads_per_key, 0)
+    for r,(g,P,i) in enumerate(rows[:len(live)].tolist()):
         own[0,r,:,i], own[1,r,:,i] = k[r], v[r]
-        K,V = (torch.cat([prompt[j,g,:,:P], own[j,r,:,:i+1]], 1)[:,-window:].float().repeat_interleave(q.shape[1]//k.shape[1], 0) for j in (0, 1))
+        K,V = (keys(j, r, g, P, i) for j in (0, 1))
         out[r] = ((q[r][:,None].float() @ K.mT*q.shape[-1]**-.5).softmax(-1) @ V)[:,0]
     return out
 
@@ -72,12 +81,20 @@ def test_logprobs_are_the_plain_models(seed, dtype, both):
     assert [(o.prompt, o.sample) for o in samples]==[(p,i) for p in range(len(prompts)) for i in range(how['n'])]
     for o in samples:
         assert len(o.tokens)==how['max_new'] and all(o.sampled) and not o.stopped
-        for arithmetic in {dtype, torch.float32}:   # bfloat16 is held against itself and against float32
+        for arithmetic in {dtype, torch.float32}:   # bfloat16 is compared with itself and with float32
             want,_ = replay(model, prompts[o.prompt], o, arithmetic)
             assert (torch.tensor(o.logprobs)-want).abs().max() < TOLERANCE[dtype]
 
-FAMILIES = dict(llama=lambda: Llama(LlamaConfig('llama', 2, 64, 8, 1, 16, 96, 300, 256, tied=True)), qwen2=lambda: Llama(LlamaConfig('qwen2', 2, 64, 4, 2, 16, 96, 300, 256, qkv_bias=True)),
-                smear=lambda: NanoChat(NanoConfig(3, 64, 4, 2, 256, 300, 320, 'SL', 'smear')), values=lambda: NanoChat(NanoConfig(3, 64, 4, 4, 256, 300, 320, 'L', 'values')))
+FAMILIES = dict(
+    llama=lambda: Llama(LlamaConfig('llama', 2, 64, 8, 1, 16, 96, 300, 256, tied=True)),
+    qwen2=lambda: Llama(LlamaConfig('qwen2', 2, 64, 4, 2, 16, 96, 300, 256, qkv_bias=True)),
+    smear=lambda: NanoChat(NanoConfig(3, 64, 4, 2, 256, 300, 320, 'SL', 'smear')),
+    values=lambda: NanoChat(NanoConfig(3, 64, 4, 4, 256, 300, 320, 'L', 'values')))
+
+def group_of_four():
+    "A prompt, four samples of different lengths, and their weights."
+    samples = [Sample(0, k, [5+k]*(9+k), [True]*(9+k), [0.]*(9+k)) for k in range(4)]
+    return [1,2,3], samples, [.1, -.3, .2, .1]
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('family', FAMILIES)
@@ -90,7 +107,7 @@ def test_other_families(family, dtype, both, recwarn):
     for o in generate(model, None, prompts, n=3, max_new=20, rows=8, dtype=dtype)[0]:
         want,_ = replay(model, prompts[o.prompt], o, dtype)
         assert (torch.tensor(o.logprobs)-want).abs().max() < TOLERANCE[dtype]
-    loss,_,_ = policy_loss(model, [([1,2,3], [Sample(0, k, [5+k]*(9+k), [True]*(9+k), [0.]*(9+k)) for k in range(4)], [.1, -.3, .2, .1])], dtype=dtype)
+    loss,_,_ = policy_loss(model, [group_of_four()], dtype=dtype)
     loss.backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     assert not [w for w in recwarn if 'cannot be recorded' in str(w.message)]
@@ -120,7 +137,7 @@ def test_the_plain_ways_cache_agrees(seed):
 def test_what_is_compiled_has_the_operators_gradient(dtype, shape):
     "And the same one at every run."
     model = toy(7, **shape)
-    groups = [([1,2,3], [Sample(0, k, [5+k]*(9+k), [True]*(9+k), [0.]*(9+k)) for k in range(4)], [.1, -.3, .2, .1]), ([4]*20, [Sample(1, 0, [6,7], [True]*2, [0.]*2)], [.5])]
+    groups = [group_of_four(), ([4]*20, [Sample(1, 0, [6,7], [True]*2, [0.]*2)], [.5])]
     def run():
         model.zero_grad()
         loss,said,_ = policy_loss(model, groups, dtype=dtype)
@@ -130,12 +147,16 @@ def test_what_is_compiled_has_the_operators_gradient(dtype, shape):
         return [loss.detach(), more.detach(), said, *(p.grad.clone() for p in model.parameters())]
     got, again = run(), run()
     with plain(): want = run()
-    for a,b,c in zip(got, want, again, strict=True): assert torch.equal(a, c) and (a-b).norm() <= (.05 if dtype==torch.bfloat16 else 1e-4)*b.norm()
+    tolerance = .05 if dtype==torch.bfloat16 else 1e-4
+    for a,b,c in zip(got, want, again, strict=True): assert torch.equal(a, c) and (a-b).norm() <= tolerance*b.norm()
 
 def test_a_rollout_leaves_nothing_behind_but_what_the_next_one_uses(both, monkeypatch):
     "Its keys and values are gigabytes on a GPU: they must not wait for the collector of cycles, nor outlive their model."
     made, room = [], Decode.room
-    def noted(self, *a): x = room(self, *a); made.append(weakref.ref(x)); return x
+    def noted(self, *a):
+        x = room(self, *a)
+        made.append(weakref.ref(x))
+        return x
     monkeypatch.setattr(Decode, 'room', noted)
     def alive(): return sum(r() is not None and r().numel() > 0 for r in made)
     model = toy(5)
@@ -180,7 +201,8 @@ def test_rows_end_at_the_end_token_and_only_there(both):
         assert o.stopped==(o.tokens[-1] in ends) and not ends & set(o.tokens[:-1])
         assert len(o.tokens)==len(o.sampled)==len(o.logprobs) <= 60
         assert o.stopped or len(o.tokens)==60
-    late = cost.work.positions-cost.work.pad - (3 + sum(len(o.tokens)-1 for o in samples))   # a recorded step is sent before anybody has read the last one
+    needed = 3 + sum(len(o.tokens)-1 for o in samples)    # positions: the prompts' and those of all tokens but the last
+    late = cost.work.positions-cost.work.pad - needed     # a recorded step is sent before the last one's tokens are read
     assert 0 <= late <= sum(o.stopped for o in samples) and (late==cost.work.pad==0 or gpu.gpu_runs(torch.device(DEVICE)))
 
 def test_memory_stays_bounded_while_late_rows_come():
@@ -203,8 +225,11 @@ def test_threads_do_not_matter():
         torch.set_num_threads(n)
         return [(o.tokens, o.logprobs) for o in generate(model, None, prompts, **how)[0]]
     try:
-        for n in (1, 2): run(n); assert torch.get_num_threads()==n   # the loops leave PyTorch's number alone
-        assert all(a[0]==b[0] and torch.allclose(torch.tensor(a[1]), torch.tensor(b[1]), atol=1e-4) for a,b in zip(run(1), run(2), strict=True))
+        for n in (1, 2):
+            run(n)
+            assert torch.get_num_threads()==n   # the loops leave PyTorch's number alone
+        for (tokens, logprobs),(others, theirs) in zip(run(1), run(2), strict=True):
+            assert tokens==others and torch.allclose(torch.tensor(logprobs), torch.tensor(theirs), atol=1e-4)
     finally: torch.set_num_threads(before)
 
 def test_without_onednn_everything_runs_as_before(monkeypatch):
@@ -223,13 +248,15 @@ def test_a_broken_model_gets_tokens_in_finite_time(both):
 def test_holes_are_filled_from_the_end():
     for seed in range(200):
         r = random.Random(seed)
-        n = r.randrange(1, 12); gone = r.sample(range(n), r.randrange(n+1))
+        n = r.randrange(1, 12)
+        gone = r.sample(range(n), r.randrange(n+1))
         left = moved(list(range(n)), *refill(n, gone), n-len(gone))
         assert sorted(left)==[i for i in range(n) if i not in gone]
 
 def test_the_first_loop_leaves_pytorchs_threads_alone():
     "numba starts its threads with the first loop, on the same OpenMP: seen in a new process only."
-    code = "import torch; torch.set_num_threads(1); from exp2nb.fast.loops import pick_tokens; pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())"
+    code = ('import torch; torch.set_num_threads(1); from exp2nb.fast.loops import pick_tokens; '
+            'pick_tokens(torch.randn(4, 50), torch.rand(4), 1., 5, 50, False); print(torch.get_num_threads())')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]=='1'
 
 def test_a_package_that_cannot_be_written_to_is_imported(tmp_path):

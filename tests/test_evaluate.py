@@ -9,7 +9,7 @@ from exp2nb.tools.eval import exp2_eval
 from exp2nb.evaluate import KEY, Evaluation, choice_answers, evaluate, item, score_all, score_rows
 from exp2nb.model import Transformer
 from exp2nb.store import read_jsonl, save_checkpoint
-from exp2nb.tasks import TASKS, make_task
+from exp2nb.tasks import make_task
 from exp2nb.tokenizer import train_tokenizer
 from exp2nb.store import save_model
 
@@ -28,7 +28,9 @@ def of(model, tok, **kw):
     return Evaluation(model, tok, EvalConfig(**(dict(max_new=16, rows=128, n_samples=0) | kw)))
 
 @pytest.fixture(scope='module')
-def tok(): return train_tokenizer(['How many apples are there? Tom has 12. - red=A - blue=B\nAnswer with the letter.', 'def f(x): return x']*5, 400)
+def tok():
+    texts = ['How many apples are there? Tom has 12. - red=A - blue=B\nAnswer with the letter.', 'def f(x): return x']
+    return train_tokenizer(texts*5, 400)
 
 def novice_of(tok, context=512, seed=0):
     m, g = Transformer(ModelConfig(2, aspect=16, head_dim=16, vocab=tok.vocab_size, context=context)), torch.Generator().manual_seed(seed)
@@ -144,8 +146,10 @@ def hub_folder(tmp_path_factory):
     from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
     t = tokenizers.Tokenizer(tokenizers.models.BPE())
     t.pre_tokenizer, t.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    t.train_from_iterator(['user assistant cat=A'], tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
-                          initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    t.train_from_iterator(['user assistant cat=A'], trainer)
     tok = HubTokenizer(t.to_str())
     model = Llama(LlamaConfig('llama', 2, 48, 4, 2, 16, 64, tok.vocab_size, 256))
     for p in model.parameters(): torch.nn.init.normal_(p, 0, .1)
@@ -170,22 +174,26 @@ def test_an_arm_on_a_base_from_elsewhere(hub_folder, tmp_path, capsys):
     model, tok, _ = load_base(hub_folder)
     for p in model.parameters(): p.data += .01
     sha = save_model(tmp_path/'arm/weights', model, tok, base=str(hub_folder))
-    base, arm = (json.loads(call(capsys, '--checkpoint', f, '--task', 'choices', '--max-items', 20, '--json')[1]) for f in (hub_folder, tmp_path/'arm'))
+    def result(folder): return json.loads(call(capsys, '--checkpoint', folder, '--task', 'choices', '--max-items', 20, '--json')[1])
+    base, arm = result(hub_folder), result(tmp_path/'arm')
     assert base['family']==arm['family']=='llama' and arm['weights_sha256']==sha!=base['weights_sha256']
 
 def test_samples_and_rows(folders, capsys, tmp_path):
     rows = tmp_path/'rows.jsonl'
-    code, out, _ = call(capsys, '--checkpoint', folders['arm'], '--task', 'stories', '--task', 'choices', '--n-samples', 3, '--temperature', '1', '--max-items', 5, '--max-new', 12, '--items', rows, '--json')
+    args = f'--task stories --task choices --n-samples 3 --temperature 1 --max-items 5 --max-new 12 --items {rows} --json'.split()
+    code, out, _ = call(capsys, '--checkpoint', folders['arm'], *args)
     r = json.loads(out)
     assert code==0 and list(r['tasks'])==['stories','choices'] and r['not_run']=={} and not r['unsafe']
     t1 = r['tasks']['stories']['t1']
     assert t1['samples']==15 and set(t1['pass_at_k'])==set(t1['majority_at_k'])=={'1','2','3'} and 't1' not in r['tasks']['choices']
     kept = read_jsonl(rows)
-    assert len(kept)==5+15+5 and {'task','id','sample','temperature','checkpoint','pred','correct','parsed','stopped','used_calculator'} <= set(kept[0])
+    columns = {'task', 'id', 'sample', 'temperature', 'checkpoint', 'pred', 'correct', 'parsed', 'stopped', 'used_calculator'}
+    assert len(kept)==5+15+5 and columns <= set(kept[0])
     assert call(capsys, '--checkpoint', folders['arm'], '--task', 'choices', '--items', rows)[0]==2
 
 def test_missing_sets_are_not_run_and_never_zero(folders, capsys, tmp_path):
-    code, out, _ = call(capsys, '--checkpoint', folders['arm'], '--task', 'all', '--max-items', 4, '--max-new', 8, '--data-dir', tmp_path, '--json')
+    args = ('--task', 'all', '--max-items', 4, '--max-new', 8, '--data-dir', tmp_path, '--json')
+    code, out, _ = call(capsys, '--checkpoint', folders['arm'], *args)
     r = json.loads(out)
     assert code==0 and list(r['tasks'])==['spellingbee'] and set(r['not_run'])=={'gsm8k','mmlu','arc_easy','arc_challenge','humaneval'}
     assert 'exp2_fetch cais/mmlu' in r['not_run']['mmlu'] and not r['chat_core']['complete'] and r['chat_core']['over']==['spellingbee']
@@ -193,8 +201,14 @@ def test_missing_sets_are_not_run_and_never_zero(folders, capsys, tmp_path):
     assert code==1 and 'mmlu was not run' in out
 
 @pytest.mark.parametrize('args,word', [
-    (['--task','mmul'], 'choose one of'), (['--n-samples','-1'], '--n-samples'), (['--n-samples','many'], '--n-samples'), (['--temperature','0'], '--temperature'),
-    (['--max-items','-3'], '--max-items'), (['--data-dir','/no/such/folder'], '--data-dir'), (['--device','abacus'], 'cuda'), (['--chekpoint','x'], '--chekpoint is not an option')])
+    (['--task','mmul'], 'choose one of'),
+    (['--n-samples','-1'], '--n-samples'),
+    (['--n-samples','many'], '--n-samples'),
+    (['--temperature','0'], '--temperature'),
+    (['--max-items','-3'], '--max-items'),
+    (['--data-dir','/no/such/folder'], '--data-dir'),
+    (['--device','abacus'], 'cuda'),
+    (['--chekpoint','x'], '--chekpoint is not an option')])
 def test_bad_input_is_one_line(folders, capsys, args, word):
     code, out, err = call(capsys, '--checkpoint', folders['arm'], *args)
     assert code==2 and out=='' and len(err.strip().splitlines())==1 and word in err
@@ -206,6 +220,7 @@ def test_checkpoints_that_are_none(folders, capsys, tmp_path):
         assert (code, out)==(2, '') and word in err and len(err.strip().splitlines())==1
 
 def test_help_in_a_fresh_process():
-    r = subprocess.run([sys.executable, '-c', 'from exp2nb.tools.eval import exp2_eval; exp2_eval.main()', '--help'], capture_output=True, text=True, timeout=120)
+    code = 'from exp2nb.tools.eval import exp2_eval; exp2_eval.main()'
+    r = subprocess.run([sys.executable, '-c', code, '--help'], capture_output=True, text=True, timeout=120)
     assert r.returncode==0
-    for o in ('--checkpoint', '--task', '--n-samples', '--temperature', '--max-items', '--data-dir', '--json', '--allow-unsafe'): assert o in r.stdout
+    for o in '--checkpoint --task --n-samples --temperature --max-items --data-dir --json --allow-unsafe'.split(): assert o in r.stdout

@@ -27,7 +27,8 @@ MODELS = {
     'all of it': ours(kv_groups=4, pattern='SL', short_window=5, vocab=301),
     'nanochat': lambda: NanoChat(NanoConfig(layers=3, width=48, heads=2, kv_heads=1, context=64, vocab=300, padded=320, pattern='SL')),
     'llama': lambda: Llama(LlamaConfig('llama', layers=2, width=40, heads=4, kv_heads=2, head_dim=12, mlp=88, vocab=303, context=64)),
-    'qwen, biases, window': lambda: Llama(LlamaConfig('qwen2', layers=2, width=40, heads=4, kv_heads=2, head_dim=12, mlp=88, vocab=303, context=64, qkv_bias=True, tied=True, windows=(6, None))),
+    'qwen, biases, window': lambda: Llama(LlamaConfig('qwen2', layers=2, width=40, heads=4, kv_heads=2, head_dim=12, mlp=88,
+                                                      vocab=303, context=64, qkv_bias=True, tied=True, windows=(6, None))),
 }
 
 @pytest.fixture(params=[(m, how) for m in MODELS for how in ('loops', 'operators')], ids=' by '.join)
@@ -51,17 +52,26 @@ TOY = Shape(layers=2, width=4, heads=2, kv_heads=1, head_dim=2, vocab=8, matrice
 def test_pinned_integers_of_this_revision():
     assert flops.COUNTING_REVISION==1
     r = rollout_cost(TOY, [3, 5], [[3, 1], [4, 0]], Work(20, 10, 99, 2), forced=1)
-    assert r==dict(tokens_prompt=8, tokens_new=8, tokens_forced=1, tokens_pad=2, flops_model=2352+1744 + (5*704+64+16*(9+15)) + (3*768+16*(6+21)), flops_executed=40*352+20*32+16*99,
+    assert r==dict(tokens_prompt=8, tokens_new=8, tokens_forced=1, tokens_pad=2,
+                   flops_model=2352+1744 + (5*704+64+16*(9+15)) + (3*768+16*(6+21)),
+                   flops_executed=40*352+20*32+16*99,
                    flops_note=(6+4+9+5)*(768+16*18))
     u = update_cost(TOY, [3], [[3, 2]], Work(7, 5, 60), forced=1)
-    assert u==dict(tokens_prompt=6, tokens_new=5, tokens_forced=1, tokens_pad=0, flops_model=12672+3*(4*768+16*(7+10)), flops_executed=3*(14*352+10*32)+56*60, flops_note=11*3*(768+16*18))
+    assert u==dict(tokens_prompt=6, tokens_new=5, tokens_forced=1, tokens_pad=0,
+                   flops_model=12672+3*(4*768+16*(7+10)),
+                   flops_executed=3*(14*352+10*32)+56*60,
+                   flops_note=11*3*(768+16*18))
     s = supervised_cost(TOY, [6], Work(8, 8, 60, pad=3), loss_tokens=2, fused=False)
-    assert s==dict(tokens_prompt=4, tokens_new=2, tokens_forced=0, tokens_pad=3, flops_model=12672, flops_executed=3*8*768+48*60, flops_note=9*3*(768+16*18))
+    assert s==dict(tokens_prompt=4, tokens_new=2, tokens_forced=0, tokens_pad=3,
+                   flops_model=12672,
+                   flops_executed=3*8*768+48*60,
+                   flops_note=9*3*(768+16*18))
     assert optimizer_cost(TOY.matrices, rank=1)==dict(optimizer_cost(TOY.matrices), flops_model=0)
     assert optimizer_cost(TOY.matrices)['flops_executed']==32320
 
 def test_every_cost_is_a_python_integer():
-    for c in (rollout_cost(TOY, [3], [[3]], Work(5, 3, 9)), update_cost(TOY, [3], [[3]], Work(5, 5, 51)), supervised_cost(TOY, [9], Work(8, 8, 8)), optimizer_cost(TOY.matrices)):
+    rollout, update = rollout_cost(TOY, [3], [[3]], Work(5, 3, 9)), update_cost(TOY, [3], [[3]], Work(5, 5, 51))
+    for c in (rollout, update, supervised_cost(TOY, [9], Work(8, 8, 8)), optimizer_cost(TOY.matrices)):
         assert all(type(v) is int for v in c.values()), c
 
 # --- executed against FlopCounterMode
@@ -160,7 +170,7 @@ def test_model_is_additive_monotone_and_blind_to_batching(seed):
         p,ns = groups[0]
         assert whole <= model_cost(f, shape, [(p, [ns[0]+1, *ns[1:]]), *groups[1:]])                # one token more
         assert whole <= model_cost(f, shape, [(p+1, ns), *groups[1:]]) <= model_cost(f, shape, [(p+1, [*ns, 2]), *groups[1:]])
-    split = [(p, [n]) for p,ns in groups for n in ns]                                               # rows of a group apart: same gradient step, but prompts run again
+    split = [(p, [n]) for p,ns in groups for n in ns]   # rows of a group apart: same gradient step, but prompts run again
     assert model_cost(update_cost, shape, split)==model_cost(update_cost, shape, groups)
     lengths = [p+n for p,ns in groups for n in ns]
     sft = lambda ls: supervised_cost(shape, ls, Work())['flops_model']

@@ -1,4 +1,6 @@
-"""What a newcomer meets first holds: README says what the record says, every link leads somewhere, nbdev leaves README alone, the workflows are sound."""
+"""What a newcomer meets first holds.
+
+README says what the record says, every link leads somewhere, nbdev leaves README alone, the workflows are sound."""
 import json
 import os
 import re
@@ -129,7 +131,8 @@ def test_citation():
 def test_the_book_builds(tmp_path):
     "Sphinx turns any broken link between pages into an error (-W)."
     pytest.importorskip('sphinx_book_theme', reason='Sphinx is not installed: pip install -e .[book], or bash runs/book.sh')
-    r = subprocess.run(['bash', ROOT/'runs/book.sh', tmp_path], env={**ENV, 'EXP2_ENV': 'active'}, capture_output=True, text=True, timeout=600)
+    env = ENV | {'EXP2_ENV': 'active'}
+    r = subprocess.run(['bash', ROOT/'runs/book.sh', tmp_path], env=env, capture_output=True, text=True, timeout=600)
     assert r.returncode==0, r.stderr
     page = (tmp_path/'nbs/16_grpo.html').read_text(encoding='utf-8')
     assert 'rl_step.svg' in page and '#| export' not in page and (tmp_path/'index.html').exists()
@@ -138,10 +141,12 @@ def test_the_book_builds(tmp_path):
 
 WORKFLOWS = sorted((ROOT/'.github/workflows').glob('*.yml'))
 
-@pytest.mark.parametrize('linter', [['check-jsonschema', '--builtin-schema', 'vendor.github-workflows'], ['zizmor', '--offline', '--no-progress'], ['actionlint']],
-                         ids=lambda x: x[0])
+LINTERS = [['check-jsonschema', '--builtin-schema', 'vendor.github-workflows'], ['zizmor', '--offline', '--no-progress'], ['actionlint']]
+
+@pytest.mark.parametrize('linter', LINTERS, ids=lambda x: x[0])
 def test_workflows_are_sound(linter):
-    if not shutil.which(linter[0], path=ENV['PATH']): pytest.skip(f'{linter[0]} is not installed: pip install -e .[dev] has check-jsonschema and zizmor')
+    if not shutil.which(linter[0], path=ENV['PATH']):
+        pytest.skip(f'{linter[0]} is not installed: pip install -e .[dev] has check-jsonschema and zizmor')
     r = subprocess.run([*linter, *WORKFLOWS], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
     assert r.returncode==0, r.stdout + r.stderr
 

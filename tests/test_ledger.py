@@ -1,5 +1,5 @@
 "The ledger: kills, merging, refusals, and an SFT+ arm that stops where the RL arm's total says."
-import json, os, random, signal, subprocess, sys
+import json, os, random, subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd

@@ -52,7 +52,8 @@ def test_sft_plus_without_rl_says_what_to_run_first(embedded):
 def papermill(out, **params):
     "Run the notebook; its cells' text output, or the error that stopped it."
     import papermill as pm
-    try: nb = pm.execute_notebook(str(NOTEBOOK), str(out), parameters=params, progress_bar=False, log_output=False, kernel_name='python3', cwd=str(ROOT))
+    how = dict(progress_bar=False, log_output=False, kernel_name='python3', cwd=str(ROOT))
+    try: nb = pm.execute_notebook(str(NOTEBOOK), str(out), parameters=params, **how)
     except pm.PapermillExecutionError as e: return f'{e.ename}: {e.evalue}'
     return '\n'.join(o.get('text', '') for c in nb.cells if c.cell_type=='code' for o in c.outputs)
 
@@ -60,9 +61,12 @@ def test_the_notebook_runs_an_arm(embedded, tmp_path, monkeypatch):
     "sft_plus by papermill in two processes, in the folder where sft and rl ran in this one."
     top, arms, _ = embedded
     monkeypatch.delenv('MPLBACKEND', raising=False)   # as in a user's shell
-    said = papermill(tmp_path/'out.ipynb', arm='sft_plus', preset='smoke', processes=2, run_dir=str(top), n_train=64, n_test=8, dev=8, changes=' '.join(f'{k}={v}' for k,v in SMALL.items()))
+    changes = ' '.join(f'{k}={v}' for k,v in SMALL.items())
+    out = tmp_path/'out.ipynb'
+    said = papermill(out, arm='sft_plus', preset='smoke', processes=2, run_dir=str(top), n_train=64, n_test=8, dev=8, changes=changes)
     assert 'more SFT' in said, said
-    assert any('image/png' in o.get('data', {}) for c in read_json(tmp_path/'out.ipynb')['cells'] for o in c.get('outputs', [])), 'the journal has no curves'
+    outputs = [o for c in read_json(out)['cells'] for o in c.get('outputs', [])]
+    assert any('image/png' in o.get('data', {}) for o in outputs), 'the journal has no curves'
     plus = read_json(arm_folder(config(top, 'sft_plus'))/'arm.json')
     check_comparison(arms | dict(sft_plus=plus))
 
@@ -84,10 +88,13 @@ def test_other_settings_in_the_same_folder_are_refused(embedded):
 
 def test_parameters_are_those_that_the_documentation_names():
     import papermill as pm
-    assert {'arm', 'preset', 'task', 'seed', 'base', 'sft_checkpoint', 'match_on', 'budget', 'run_dir', 'data_dir'} <= set(pm.inspect_notebook(str(NOTEBOOK)))
+    documented = {'arm', 'preset', 'task', 'seed', 'base', 'sft_checkpoint', 'match_on', 'budget', 'run_dir', 'data_dir'}
+    assert documented <= set(pm.inspect_notebook(str(NOTEBOOK)))
 
-@pytest.mark.parametrize('given,words', [(dict(arn='rl', preset='smoke'), ("'arn'", 'preset, task, arm')), (dict(arm='rll', preset='smoke'), ("'rll'", 'sft, rl, sft_plus')),
-                                         (dict(arm='sft', preset='smoke', processes=-1), ('processes must be a whole number from 0', '-1'))])
+@pytest.mark.parametrize('given,words', [
+    (dict(arn='rl', preset='smoke'), ("'arn'", 'preset, task, arm')),
+    (dict(arm='rll', preset='smoke'), ("'rll'", 'sft, rl, sft_plus')),
+    (dict(arm='sft', preset='smoke', processes=-1), ('processes must be a whole number from 0', '-1'))])
 def test_the_notebook_refuses_what_it_does_not_know(tmp_path, given, words):
     said = papermill(tmp_path/'out.ipynb', run_dir=str(tmp_path/'run'), **given)
     assert said.startswith('UserError') and all(w in said for w in words) and not (tmp_path/'run').exists()
@@ -98,7 +105,7 @@ def test_the_same_run_twice_is_the_same_to_the_bit(embedded, tmp_path):
     a,b = (arm_folder(config(t, 'rl')) for t in (top, tmp_path))
     assert artifact_hash(a/'weights')==artifact_hash(b/'weights') and again['sft_sha256']==arms['rl']['sft_sha256']
     assert again['scores']==arms['rl']['scores'] and again['spent']['model']==arms['rl']['spent']['model']
-    assert (a/'rollouts.jsonl').read_bytes()==(b/'rollouts.jsonl').read_bytes() and (a/'items.jsonl').read_bytes()==(b/'items.jsonl').read_bytes()
+    for name in ('rollouts.jsonl', 'items.jsonl'): assert (a/name).read_bytes()==(b/name).read_bytes(), name
 
 # a hash that is recorded is compared with the bytes that are used, and the advice in each refusal is followed
 
@@ -166,7 +173,8 @@ def test_an_arms_record_covers_its_files(embedded, copied):
     "Every file that a number is made from, whatever was done to it."
     for arm,r in embedded[1].items():
         folder = arm_folder(config(copied, arm))
-        assert {'config.json', 'ledger.jsonl', 'items.jsonl', 'completions.jsonl'} <= set(r['files']) and altered_file(folder, r['files'])==''
+        assert {'config.json', 'ledger.jsonl', 'items.jsonl', 'completions.jsonl'} <= set(r['files'])
+        assert altered_file(folder, r['files'])==''
         for name in r['files']:
             path = folder/name
             kept = path.read_bytes()
@@ -216,7 +224,9 @@ def solved(embedded, tmp_path):
     "A copy of the run folder whose RL arm was right at every third answer."
     top = shutil.copytree(embedded[0], tmp_path/'run')
     folder = arm_folder(config(top, 'rl'))
-    for name,change in (('rollouts', lambda i,r: r | dict(correct=i%3==0)), ('metrics', lambda i,r: r | (dict(reward=.33) if 'reward' in r else {}))):
+    changes = dict(rollouts=lambda i,r: r | dict(correct=i%3==0),
+                   metrics=lambda i,r: r | (dict(reward=.33) if 'reward' in r else {}))
+    for name,change in changes.items():
         path = folder/f'{name}.jsonl'
         path.write_text(''.join(json.dumps(change(i, r))+'\n' for i,r in enumerate(read_jsonl(path))))
     return top
@@ -259,12 +269,14 @@ def test_learning_rates_get_the_same_trials(solved):
     rows = tune(config(solved, 'rl'), factors=(1., 2.), progress=False)
     assert [(r['arm'], r['factor']) for r in rows]==[('rl', 1.), ('rl', 2.), ('sft_plus', 1.), ('sft_plus', 2.)]
     rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
-    assert rows[0]['flops_model']==rl['spent']['model'] and rows[2]['flops_model']==pytest.approx(rl['spent']['model'], rel=.001) and rows[1]['rates']['matrix']==2*rows[0]['rates']['matrix']
+    assert rows[0]['flops_model']==rl['spent']['model'] and rows[2]['flops_model']==pytest.approx(rl['spent']['model'], rel=.001)
+    assert rows[1]['rates']['matrix']==2*rows[0]['rates']['matrix']
     assert sum(r['best']=='yes' for r in rows)==2 and tune(config(solved, 'rl'), factors=(1., 2.), progress=False)==rows
     other = config(solved, 'rl', changes={'rl.rates.matrix':.123})
     with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(2.,), arms=('rl',), progress=False)
     shutil.rmtree(solved/'tuning')
-    with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(1.,), arms=('rl',), progress=False)   # the finished arm had the preset's
+    with pytest.raises(UserError, match='other learning rates'):   # than the preset's, which the finished arm had
+        tune(other, factors=(1.,), arms=('rl',), progress=False)
 
 # the experiment without `exp2nb.fast`
 
@@ -275,7 +287,8 @@ exp2nb.fast.register = lambda: None
 from exp2nb.arms import run_arm
 from exp2nb.config import make_config, override
 from exp2nb.protocol import FASTER
-small = {'pretrain.tokens_per_param':.02, 'sft.passes':.2, 'rl.steps':1, 'rl.preflight':4, 'eval.kl_prompts':2, 'eval.curve':1, 'eval.n_samples':0}
+small = {'pretrain.tokens_per_param':.02, 'sft.passes':.2, 'rl.steps':1, 'rl.preflight':4}
+small |= {'eval.kl_prompts':2, 'eval.curve':1, 'eval.n_samples':0}
 arms = {}
 for a in ('sft', 'rl', 'sft_plus'):
     c = override(make_config('smoke', arm=a, run_dir=sys.argv[1], n_train=32, n_test=4, dev=4), small)
@@ -305,7 +318,8 @@ def only_gsm8k(tmp_path_factory):
 def test_gsm8k_from_end_to_end(only_gsm8k, tmp_path):
     "Three arms; the benchmarks whose data is missing are not run, with the reason, and never 0."
     changes = {'eval.tasks':['gsm8k', 'mmlu', 'humaneval', 'spellingbee'], 'sft.spelling':.1, 'sft.choices':.1}
-    arms = {a: run_arm(config(tmp_path, a, task='gsm8k', data_dir=str(only_gsm8k), changes=changes), progress=False) for a in ('sft', 'rl', 'sft_plus')}
+    def run(arm): return run_arm(config(tmp_path, arm, task='gsm8k', data_dir=str(only_gsm8k), changes=changes), progress=False)
+    arms = {a: run(a) for a in ('sft', 'rl', 'sft_plus')}
     check_comparison(arms)
     for r in arms.values():
         assert list(r['scores']['end'])==['gsm8k', 'spellingbee'] and {x['task'] for x in r['not_run']}=={'mmlu', 'humaneval'}
@@ -317,9 +331,11 @@ def test_a_gradient_is_the_same_every_time_with_two_threads():
     "To the bit: a prompt's last token is asked for by all its samples, and their gradients must be added in a fixed order."
     w, n = Workload(depth=1, problems=2, samples=16), torch.get_num_threads()
     model = w.model()
-    groups = make_groups(w, w.prompts(), [Sample(p, s, [(7*p+5*s+3*t)%w.vocab for t in range(w.new)], [True]*w.new) for p in range(2) for s in range(16)])
+    def sample(p, s): return Sample(p, s, [(7*p+5*s+3*t)%w.vocab for t in range(w.new)], [True]*w.new)
+    groups = make_groups(w, w.prompts(), [sample(p, s) for p in range(2) for s in range(16)])
     def gradients():
-        model.zero_grad(); our_gradient(model, groups, w)
+        model.zero_grad()
+        our_gradient(model, groups, w)
         return {k: p.grad.clone() for k,p in model.named_parameters()}
     try:
         torch.set_num_threads(2)

@@ -22,9 +22,14 @@ def test_command_line():
     text = cli('--help').stdout
     for o in ('--preset', '--prompt-tokens', '--completion-tokens', '--samples', '--devices', '--mfu', '--json'): assert o in text
 
-WRONG = [('--preset d13', 'choose one of smoke, tiny, d12, d26'), ('--preset d12 --mfu 0', '--mfu'), ('--preset d12 --samples -1', '--samples'),
-         ('--preset d12 --device abacus', 'h100'), ('--preset d12 --devices 0', '--devices'), ('--preset d12 --prompt-tokens 9000', 'context'),
-         ('--preset d12 --completion-tokens 500', 'rl.max_new'), ('--preset d12 --peak inf', '--peak')]
+WRONG = [('--preset d13', 'choose one of smoke, tiny, d12, d26'),
+         ('--preset d12 --mfu 0', '--mfu'),
+         ('--preset d12 --samples -1', '--samples'),
+         ('--preset d12 --device abacus', 'h100'),
+         ('--preset d12 --devices 0', '--devices'),
+         ('--preset d12 --prompt-tokens 9000', 'context'),
+         ('--preset d12 --completion-tokens 500', 'rl.max_new'),
+         ('--preset d12 --peak inf', '--peak')]
 
 @pytest.mark.parametrize('args,word', WRONG)
 def test_bad_input_is_one_line(args, word, capsys):

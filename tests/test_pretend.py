@@ -5,7 +5,8 @@ an index of the wrong type, a float32 number multiplied by a bfloat16 one. PyTor
 numbers, so such a fault raises here.
 Four things stand between fake tensors and the engine, and each has a stand-in below:
 
-- `Pretend` gives operators fake tensors where something lies on `cuda` and real ones elsewhere: the engine's lists and random numbers are real;
+- `Pretend` gives operators fake tensors where something lies on `cuda` and real ones elsewhere:
+  the engine's lists and random numbers are real;
 - `Indexed` sends indexing and three other methods through operators, since Python's own ask for a driver;
 - `autocast` and the choice of a current device switch themselves off without a GPU, and are switched on (or left out);
 - a token must be a number, so `pick` answers with random ones, after the real one has run on fake logits.
@@ -24,7 +25,8 @@ from exp2nb.grpo import policy_loss
 from exp2nb.model import Transformer
 from exp2nb.train import supervised_loss
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here: EXP2_DEVICE=cuda pytest tests/test_engine.py tests more')
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(),
+                                reason='there is a GPU here: EXP2_DEVICE=cuda pytest tests/test_engine.py tests more')
 
 
 class Pretend(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """The order of the book: nothing imports a later notebook, the rooms come after it, and a code revision follows every import.
 
-Each module's place is its notebook's number. The import graph is read from the syntax trees, so an import inside a function counts as well."""
+Each module's place is its notebook's number. The import graph is read from the syntax trees, so an import inside a function
+counts as well."""
 import ast, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -56,7 +57,8 @@ def test_nothing_imports_a_later_notebook():
 def test_a_door_is_one_name():
     "`register` of fast, `load_base` of bases, `Tracker` of tools."
     tree = ast.parse(FILES['lab'].read_bytes())
-    taken = {n.module: [a.name for a in n.names] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and room_of(n.module)}
+    froms = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    taken = {n.module: [a.name for a in n.names] for n in froms if room_of(n.module)}
     assert taken=={'fast': ['register'], 'bases.base': ['load_base'], 'tools.tracker': ['Tracker']}
 
 def test_the_rule_sees_what_it_must():
@@ -87,7 +89,8 @@ def add(package, module, text):
 def test_a_copy_of_the_package_has_its_revision(package, roots): assert revision(package, *roots)==code_of(*roots)
 
 def test_an_import_is_followed_wherever_it_stands(package):
-    "At first two new modules belong to nothing. Then optim imports one inside a function, which imports the other: both determine base, SFT and arms."
+    """At first two new modules belong to nothing. Then optim imports one inside a function, which imports the other:
+    both determine base, SFT and arms."""
     (package/'aside.py').write_text('def f():\n    import exp2nb.further\n    return 1\n')
     (package/'further.py').write_text('x = 1\n')
     before = {r: revision(package, *r) for r in STAGES}

@@ -124,7 +124,8 @@ def reach(c, seeds:int, vary:str)->str:
     if seeds >= need: return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
     whole = minutes(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))
     time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
-    about = 'One seed compares two checkpoints, not two methods' if seeds==1 else f'{seeds} seeds show how much runs differ, not yet which method leads'
+    one, some = 'One seed compares two checkpoints, not two methods', f'{seeds} seeds show how much runs differ, not yet which method leads'
+    about = one if seeds==1 else some
     return f'{about}: a verdict takes {need} seeds (--seeds {need}), about {time} here.'
 
 def verdict(run_dir)->dict:

@@ -3,7 +3,8 @@
     python -O tests/vectors/make_nanochat.py NANOCHAT_DIR CASE OUT.safetensors
 
 Weights are multiples of 1/64 stored as int8, so that a file stays small and float32 holds them exactly. A prompt of `prefill` random
-tokens is continued greedily, one token at a time through nanochat's own key/value cache: those are the `cached` logits. `logits` come from one full forward. Both are kept for the positions `at`.
+tokens is continued greedily, one token at a time through nanochat's own key/value cache: those are the `cached` logits. `logits` come
+from one full forward. Both are kept for the positions `at`.
 -O because older versions assert that their rotary angles are bfloat16, and here everything is float32.
 """
 import dataclasses, inspect, json, os, subprocess, sys
@@ -46,7 +47,8 @@ def main(nanochat_dir, case, out):
             cached.append(model(ids[None,-1:], kv_cache=cache)[0].float())
         logits = model(ids[None])[0].float()
     commit = subprocess.run(['git', '-C', nanochat_dir, 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip()
-    save_file({**{f'w.{k}':v for k,v in weights.items()}, 'ids':ids.to(torch.int16), 'at':at, 'logits':logits[at], 'cached':torch.cat(cached)[at]}, out,
-              metadata=dict(nanochat=commit, case=case, model_config=json.dumps(config), prefill=str(prefill)))
+    tensors = {f'w.{k}':v for k,v in weights.items()}
+    tensors |= dict(ids=ids.to(torch.int16), at=at, logits=logits[at], cached=torch.cat(cached)[at])
+    save_file(tensors, out, metadata=dict(nanochat=commit, case=case, model_config=json.dumps(config), prefill=str(prefill)))
 
 if __name__=='__main__': main(*sys.argv[1:])
