@@ -565,6 +565,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'exp2nb.fast.gpu.Recorded.__call__': ('fast/gpu.html#recorded.__call__', 'exp2nb/fast/gpu.py'),
                                  'exp2nb.fast.gpu.Recorded.__init__': ('fast/gpu.html#recorded.__init__', 'exp2nb/fast/gpu.py'),
                                  'exp2nb.fast.gpu.Recorded.record': ('fast/gpu.html#recorded.record', 'exp2nb/fast/gpu.py'),
+                                 'exp2nb.fast.gpu.Scratch': ('fast/gpu.html#scratch', 'exp2nb/fast/gpu.py'),
+                                 'exp2nb.fast.gpu.Scratch.__init__': ('fast/gpu.html#scratch.__init__', 'exp2nb/fast/gpu.py'),
                                  'exp2nb.fast.gpu.add_one': ('fast/gpu.html#add_one', 'exp2nb/fast/gpu.py'),
                                  'exp2nb.fast.gpu.attempt': ('fast/gpu.html#attempt', 'exp2nb/fast/gpu.py'),
                                  'exp2nb.fast.gpu.attend_segments': ('fast/gpu.html#attend_segments', 'exp2nb/fast/gpu.py'),

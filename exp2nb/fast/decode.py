@@ -20,9 +20,11 @@ from ..protocol import Once, faster
 # %% ../../nbs/fast/04_decode.ipynb #308dfac0
 def pick_by_loop(logits, u, temperature=1., top_k=50, logprob='full', vocab=None):
     "`pick` by the compiled loop; greedy, there is nothing to gain."
-    if temperature==0 or (logits.is_cuda and logits.shape[-1] > gpu.MOST_LOGITS): return pick(logits, u, temperature, top_k, logprob, vocab)
+    too_wide = logits.is_cuda and logits.shape[-1] > gpu.MOST_LOGITS
+    if temperature==0 or too_wide: return pick(logits, u, temperature, top_k, logprob, vocab)
     vocab = vocab or logits.shape[-1]
-    return (gpu.pick_tokens if logits.is_cuda else pick_tokens)(logits, u, temperature, top_k or vocab, vocab, logprob=='sampled')
+    chosen = gpu.pick_tokens if logits.is_cuda else pick_tokens
+    return chosen(logits, u, temperature, top_k or vocab, vocab, logprob=='sampled')
 
 # %% ../../nbs/fast/04_decode.ipynb #5bbd66cc
 class LoopDecode(Decode):
@@ -74,6 +76,7 @@ class Buffers:
         self.tell = host(torch.long)   # on the CPU, for even and odd steps; so is the next
         self.read = list(zip(host(torch.long), host(torch.float32), strict=True))
 
+# %% ../../nbs/fast/04_decode.ipynb #73a59430
 ROOM = 2**33   # bytes of keys and values that a model keeps for later rollouts
 
 def buffers(model, cache, *sizes)->Buffers:
@@ -89,6 +92,7 @@ def buffers(model, cache, *sizes)->Buffers:
     kept[sizes] = mine
     return mine
 
+# %% ../../nbs/fast/04_decode.ipynb #c51ab38a
 class RecordedDecode(LoopDecode):
     "`Decode` on a GPU, whose step is always the same: what changes lies in tensors that stay where they are."
     def __init__(self, model, shape, rows, groups, prompt, max_new, device, dtype):
@@ -102,7 +106,10 @@ class RecordedDecode(LoopDecode):
         super().add_rows(names)
         self.buffers.seen = self.seen   # made with the first rows
 
-    def tick(self, n): self.n, self.calls = n, 0; return self.rows[:n,1] + self.rows[:n,2]
+    def tick(self, n):
+        self.n, self.calls = n, 0
+        return self.rows[:n,1] + self.rows[:n,2]
+
     def attend(self, layer, q, k, v):
         members = self.members[:self.n//16+self.prompt.shape[2]]   # n rows of so many prompts make no more sixteens
         window = self.shape.windows[layer] or 2**40
@@ -139,14 +146,14 @@ def passed(self:RecordedDecode,
 SIZES = 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024   # rows of a recorded step
 
 class RecordedRollout(Rollout):
-    "A rollout whose steps are recorded. `flying`: the step whose tokens nobody has looked at yet."
+    "A rollout whose steps are recorded. `flying`: the step whose tokens are not read yet."
     def __init__(self, *args):
         super().__init__(*args)
         self.flying, self.telling, self.longest = None, False, self.waiting[0].max_new
         self.how = tuple(sorted(self.choose.keywords.items()))   # a recording knows how tokens are chosen
 
     def step(self):
-        "Send a step, then look at the one before."
+        "Send a step, then read the tokens of the one before."
         if self.flying and all(r.ended or len(r.out.tokens)+1==r.max_new for r in self.live): return self.land()
         new = self.launch()
         self.land()
@@ -214,7 +221,7 @@ def launch(self:RecordedRollout):
     c.sit()
     self.tell()
     key = n, *self.how
-    if key not in c.recorded: c.recorded[key] = gpu.Recorded()
+    if key not in c.recorded: c.recorded[key] = gpu.Recorded(gpu.SCRATCH)
     c.recorded[key](lambda: self.one_step(n))
     c.passed(n)
     self.work += Work(n, n, pad=n-sum(not r.ended for r in self.live))
@@ -227,7 +234,7 @@ def launch(self:RecordedRollout):
 
 @patch
 def land(self:RecordedRollout):
-    "Wait for the step on its way and look at its tokens."
+    "Wait for the step on its way and read its tokens."
     if not self.flying: return
     (rows, read, done), self.flying = self.flying, None
     if done: done.synchronize()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['triton', 'jit', 'constexpr', 'SQUARE', 'PROMPT_TILE', 'OWN_TILE', 'PROMPT_WARPS', 'OWN_WARPS', 'MOST_LOGITS',
-           'STORED', 'TWINS', 'slower', 'attempt', 'add_one', 'works', 'gpu_runs', 'on_gpu', 'compiled', 'product_type',
-           'norm', 'turn_norm', 'relu2', 'softcap', 'logprobs', 'norm_same', 'norm_linears', 'relu2_linear',
-           'logits_at_once', 'send', 'take', 'scores', 'stretches', 'squares', 'flat_mask', 'flex', 'flat_attention',
-           'sees', 'flex_runs', 'flexes', 'attend_segments', 'pairs_planned', 'look', 'prompt_part', 'own_part',
-           'decode_attention', 'sixteens', 'pick_row', 'pick_tokens', 'stored', 'in_rollouts_type', 'weights_as',
-           'Recorded']
+           'STORED', 'TWINS', 'SCRATCH', 'slower', 'attempt', 'add_one', 'works', 'gpu_runs', 'on_gpu', 'compiled',
+           'product_type', 'norm', 'turn_norm', 'relu2', 'softcap', 'logprobs', 'norm_same', 'norm_linears',
+           'relu2_linear', 'logits_at_once', 'send', 'take', 'scores', 'stretches', 'squares', 'flat_mask', 'flex',
+           'flat_attention', 'sees', 'flex_runs', 'flexes', 'attend_segments', 'pairs_planned', 'look', 'prompt_part',
+           'own_part', 'decode_attention', 'sixteens', 'pick_row', 'pick_tokens', 'stored', 'in_rollouts_type',
+           'weights_as', 'Scratch', 'Recorded']
 
 # %% ../../nbs/fast/03_gpu.ipynb #c60781fd
 import functools, os, warnings, weakref
@@ -128,6 +128,7 @@ def logprobs(logits, targets):
     "Log-probability of each row's target, (n, V) and (n,) → (n,)."
     return -F.cross_entropy(logits, targets, reduction='none')
 
+# %% ../../nbs/fast/03_gpu.ipynb #0440abbf
 @faster('norm', gpu_runs)
 def norm_same(x):
     "RMSNorm in x's own type."
@@ -257,6 +258,7 @@ def flex_runs(
         return True
     return attempt(f'FlexAttention kernels for {heads} query heads on {kv_heads} key heads of {head_dim} in {dtype}', trial)
 
+# %% ../../nbs/fast/03_gpu.ipynb #ac905ac1
 def flexes(seg, dtype): return flex_runs(torch.device(seg.device), dtype, seg.shape.heads, seg.shape.kv_heads, seg.shape.head_dim)
 
 @faster('attend_segments', gpu_runs)
@@ -374,6 +376,7 @@ def decode_attention(
         M=max(16, triton.next_power_of_2(per)), TILE=max(16, min(OWN_TILE, most)), num_warps=OWN_WARPS, **how)
     return out
 
+# %% ../../nbs/fast/03_gpu.ipynb #2f9f1e1a
 def sixteens(
     slots   # per row: its prompt
 )->list:    # lists of 16, −1 where there is none
@@ -435,6 +438,7 @@ def in_rollouts_type(weight):
     "A weight as a rollout's products take it, if a copy is at hand; else itself."
     return TWINS.get(id(weight), weight)
 
+# %% ../../nbs/fast/03_gpu.ipynb #1e445ce9
 @contextmanager
 def weights_as(
     model:torch.nn.Module,
@@ -463,10 +467,21 @@ def weights_as(
         for p in twins: TWINS.pop(id(p), None)
 
 # %% ../../nbs/fast/03_gpu.ipynb #46e32fd3
+class Scratch:
+    "Memory for intermediate results, and the stream on which steps are recorded: the same for all recordings of a process."
+    def __init__(self):
+        self.pool = None     # of CUDA memory; made by the first recording, and again after one that failed
+        self.stream = None
+        self.last = None     # the latest graph: while it lives, the pool's memory stays
+
+SCRATCH = Scratch()
+
 class Recorded:
     "Runs a function without arguments or result: plainly at first; the second call is recorded, and then replayed from a CUDA graph."
-    pool = stream = last = None   # scratch memory, the same for all recordings, since one runs at a time; the last one keeps it
-    def __init__(self): self.calls, self.graph = 0, None
+    def __init__(self, scratch:Scratch):
+        self.scratch = scratch
+        self.calls = 0
+        self.graph = None
 
     def __call__(self, f):
         self.calls += 1
@@ -475,19 +490,19 @@ class Recorded:
         else: f()
 
     def record(self, f):
-        graph, me = torch.cuda.CUDAGraph(), Recorded
-        if me.pool is None:
+        graph, scratch = torch.cuda.CUDAGraph(), self.scratch
+        if scratch.pool is None:
             torch.cuda.empty_cache()   # while something is recorded, memory that lies idle is not given back
-            me.pool, me.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
-        me.stream.wait_stream(torch.cuda.current_stream())
+            scratch.pool, scratch.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        scratch.stream.wait_stream(torch.cuda.current_stream())
         try:
-            with torch.cuda.stream(me.stream):
-                graph.capture_begin(me.pool, capture_error_mode='thread_local')
+            with torch.cuda.stream(scratch.stream):
+                graph.capture_begin(scratch.pool, capture_error_mode='thread_local')
                 try: f()
                 finally: graph.capture_end()
-            self.graph = me.last = graph
+            self.graph = scratch.last = graph
         except RuntimeError as e:
             warnings.warn(f'a decoding step of this model cannot be recorded ({str(e).splitlines()[0][:100]}): '
                           'rollouts send every operator anew, several times slower.', stacklevel=2)
-        torch.cuda.current_stream().wait_stream(me.stream)
-        if not self.graph: me.pool = None
+        torch.cuda.current_stream().wait_stream(scratch.stream)
+        if not self.graph: scratch.pool = None
