@@ -10,10 +10,12 @@ __all__ = ['WRITING', 'OPEN', 'CLOCK', 'CHILD', 'KINDS', 'SAID', 'FAULT', 'Workl
            'nanochat_rollout', 'nanochat_gradient', 'nanochat_seconds', 'whole_step', 'shared_step',
            'processes_seconds', 'fresh_seconds', 'trl_model', 'trl_step_seconds', 'not_measured', 'Clocked',
            'seconds_by_name', 'profile', 'growth', 'plot_growth', 'memory_peak', 'bench', 'machine', 'report',
-           'workload_of', 'bench_text', 'exp2_bench']
+           'workload_of', 'bench_text', 'measuring', 'check_outputs', 'check_device', 'exp2_bench']
 
 # %% ../../nbs/fast/05_bench.ipynb #81048388
 import importlib.util, json, os, platform, subprocess, sys, tempfile, time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, asdict, replace
 from pathlib import Path
 from random import Random
@@ -39,7 +41,8 @@ from ..train import micro_batches, supervised_loss
 register()
 
 # %% ../../nbs/fast/05_bench.ipynb #a815110f
-WRITING = 256,256,255,254,241,222,197,175,149,123,102,85,68,56,42,33   # of 256 rows, those still writing after 0, 16, 32 … tokens
+# of 256 rows, those that have not ended after 0, 16, 32 … tokens
+WRITING = 256,256,255,254,241,222,197,175,149,123,102,85,68,56,42,33
 OPEN = {'smollm2-135m': dict(family='llama', layers=30, width=576, heads=9, kv_heads=3, head_dim=64, mlp=1536, vocab=49152, context=8192,
                               tied=True)}
 
@@ -91,7 +94,7 @@ def drawn_length(
     u:float,    # uniform in [0, 1)
     most:int    # longest answer
 )->int:
-    "An answer's length, by the curve `WRITING`, stretched to `most` tokens; who still writes at its end is cut."
+    "An answer's length, by the curve `WRITING`, stretched to `most` tokens; a row that has not ended by then is cut."
     still = [n/WRITING[0] for n in WRITING]
     k = next((k for k in range(1, len(still)) if still[k] < 1-u), None)
     if k is None: return most
@@ -111,12 +114,12 @@ class DrawnRow(Row):
         if n==self.length: self.out.stopped = self.ended = True
 
 # %% ../../nbs/fast/05_bench.ipynb #cc77a33f
-CLOCK = dict(read=time.perf_counter)
+CLOCK = ContextVar('CLOCK', default=time.perf_counter)   # what `now` reads; `measuring` sets another for a while
 
 def now(device='cpu')->float:
     "Seconds, when the device has done all that it was given."
     if str(device).startswith('cuda'): torch.cuda.synchronize()
-    return CLOCK['read']()
+    return CLOCK.get()()
 
 def timed(
     f,               # function of nothing
@@ -132,6 +135,7 @@ def timed(
         seconds = now(device)-begin
     return out, seconds
 
+# %% ../../nbs/fast/05_bench.ipynb #3ac00a2e
 @torch.no_grad()
 def product_ways(
     m:int, n:int, k:int,   # rows, columns, and the dimension that is summed over
@@ -239,7 +243,8 @@ def plain_gradient(model, prompts, answers, weights, rows=8, dtype=torch.float32
                 logits = model.logits(model.hidden(ids[:,:-1].flatten(), seg.pos, seg))
                 nll = F.cross_entropy(logits, ids[:,1:].flatten(), reduction='none').view(len(ids), -1)[:,len(p)-1:]
             loss = (nll.sum(1)*torch.tensor(ws[i:i+rows], device=dev)).sum()
-            loss.backward(); total += loss.item()
+            loss.backward()
+            total += loss.item()
     return total
 
 # %% ../../nbs/fast/05_bench.ipynb #fce8d3b7
@@ -299,6 +304,7 @@ def plain_seconds(w:Workload, model, problems:int)->dict:
     model.zero_grad()
     return dict(plain_rollout=rollout*scale, plain_gradient=gradient*scale, plain_optimizer=optimizer)
 
+# %% ../../nbs/fast/05_bench.ipynb #7899d524
 def one_round(
     w:Workload,
     model,
@@ -427,10 +433,12 @@ def nanochat_gradient(model, prompts, answers, weights, rows=8):
     for p,xs,ws in zip(prompts, answers, weights, strict=True):
         for i in range(0, len(xs), rows):
             ids = torch.tensor([p+x for x in xs[i:i+rows]], device=model.get_device())
-            targets = ids[:,1:].clone(); targets[:,:len(p)-1] = -1
+            targets = ids[:,1:].clone()
+            targets[:,:len(p)-1] = -1
             logp = -model(ids[:,:-1].contiguous(), targets, loss_reduction='none').view_as(targets)
             loss = -(logp*torch.tensor(ws[i:i+rows], device=ids.device)[:,None]).sum()
-            loss.backward(); total += loss.item()
+            loss.backward()
+            total += loss.item()
     return total
 
 # %% ../../nbs/fast/05_bench.ipynb #5bc4668f
@@ -675,7 +683,7 @@ def machine(device='cpu')->dict:
     cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), cpu)
     settings = lambda k: k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')   # the allocator's, see `runs/env.sh`
     return dict(cpu=cpu, memory={k:v for k,v in os.environ.items() if settings(k)}, threads=torch.get_num_threads(),
-                clock='wall' if CLOCK['read'] is time.perf_counter else 'CPU time',
+                clock='wall' if CLOCK.get() is time.perf_counter else 'CPU time',
                 gpu=torch.cuda.get_device_name() if str(device).startswith('cuda') else None,
                 torch=torch.__version__, python=platform.python_version())
 
@@ -739,6 +747,37 @@ def bench_text(got:dict)->str:
     "The figures for people."
     return report(got, got['steps'])
 
+# %% ../../nbs/fast/05_bench.ipynb #8a6f6fed
+@contextmanager
+def measuring(
+    threads:int=0,       # CPU threads; 0: as they are
+    cpu_time:bool=False, # one thread, and seconds of this process only
+    without=()           # operators that run in PyTorch's way
+):
+    "Inside, the process is set up so. Raises `UserError`."
+    for name in without: check_choice('without', name, sorted(FASTER))
+    before, registered, clock = torch.get_num_threads(), dict(FASTER), CLOCK.get()
+    try:
+        if threads or cpu_time: torch.set_num_threads(1 if cpu_time else threads)
+        if cpu_time: CLOCK.set(time.process_time)
+        for name in without: FASTER.pop(name, None)
+        yield
+    finally:
+        torch.set_num_threads(before)
+        CLOCK.set(clock)
+        FASTER.update(registered)
+
+def check_outputs(**files):
+    "Their folders must be there, before anything is measured. Raises `UserError`."
+    for name,file in files.items():
+        if file and not Path(file).absolute().parent.is_dir(): raise UserError(f'--{name} {file} has no folder to lie in: make that first.')
+
+def check_device(device:str):
+    "Make it the current device, whose name and memory are reported. Raises `UserError`."
+    if device.startswith('cuda') and not torch.cuda.is_available(): raise UserError('there is no GPU here: use --device cpu.')
+    if device.startswith('cuda:'): torch.cuda.set_device(device)
+
+# %% ../../nbs/fast/05_bench.ipynb #adec025c
 @command(text=bench_text)
 def exp2_bench(
     preset:Word('reference', *PRESETS, *OPEN)='reference',   # reference; a preset's own RL step; or smollm2-135m, an open model's shape
@@ -770,23 +809,15 @@ def exp2_bench(
     say=print
 ):
     "Measure rollout, gradient, optimizer and supervised step against the machine's limits, the plain way and TRL."
-    for name,file in (('plot', plot), ('out', out)):
-        if file and not Path(file).absolute().parent.is_dir(): raise UserError(f'--{name} {file} has no folder to lie in: make that first.')
-    if device.startswith('cuda') and not torch.cuda.is_available(): raise UserError('there is no GPU here: use --device cpu.')
-    if device.startswith('cuda:'): torch.cuda.set_device(device)   # what is timed, and named, is the current device
-    if cpu_time: threads = 1
-    if threads: torch.set_num_threads(threads)
-    CLOCK['read'] = time.process_time if cpu_time else time.perf_counter
-    for name in filter(None, without.split(',')):
-        check_choice('without', name, sorted(FASTER))
-        del FASTER[name]
+    check_outputs(plot=plot, out=out)
+    check_device(device)
     sizes = dict(problems=problems, samples=samples, prompt=prompt, new=new, depth=depth, width=width, head_dim=head_dim, vocab=vocab,
                  micro_tokens=micro_tokens, lengths=lengths)
     dtype = dtype or ('float32' if device=='cpu' else 'bfloat16')
     w = workload_of(preset, **{k:v for k,v in sizes.items() if v}, device=device, dtype=dtype)
-    got = bench(w, rounds, plain_problems, not no_trl, nanochat, processes, fresh, check, say) | dict(steps=steps, without=without)
-    if plot:
-        got['growth'] = growth(w)
-        plot_growth(got['growth']).savefig(plot, dpi=150)
+    with measuring(threads, cpu_time, [x for x in without.split(',') if x]):
+        got = bench(w, rounds, plain_problems, not no_trl, nanochat, processes, fresh, check, say) | dict(steps=steps, without=without)
+        if plot: got['growth'] = growth(w)
+    if plot: plot_growth(got['growth']).savefig(plot, dpi=150)
     if out: Path(out).write_text(json.dumps(got, indent=1)+'\n', encoding='utf-8')
     return got
