@@ -971,6 +971,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'exp2nb.results._pairs': ('results.html#_pairs', 'exp2nb/results.py'),
                                 'exp2nb.results._samples': ('results.html#_samples', 'exp2nb/results.py'),
                                 'exp2nb.results._short': ('results.html#_short', 'exp2nb/results.py'),
+                                'exp2nb.results.again': ('results.html#again', 'exp2nb/results.py'),
                                 'exp2nb.results.also_table': ('results.html#also_table', 'exp2nb/results.py'),
                                 'exp2nb.results.arm_scores': ('results.html#arm_scores', 'exp2nb/results.py'),
                                 'exp2nb.results.benchmark_table': ('results.html#benchmark_table', 'exp2nb/results.py'),

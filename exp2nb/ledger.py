@@ -169,7 +169,7 @@ def ledger_summary(
 )->dict:    # rows, sha256, shape, task, counting_revision, totals
     "What `arm.json` keeps under `ledger`."
     rows = read_rows(path)
-    return dict(rows=len(rows), sha256=sha256_of(Path(path)), **read_json(owner_path(path)), totals=totals(rows))
+    return dict(rows=len(rows), sha256=sha256_of(Path(path)), **read_json(owner_path(path), needs=OWNER), totals=totals(rows))
 
 # %% ../nbs/11_ledger.ipynb #3075aa09
 @dataclass
@@ -223,10 +223,11 @@ def load_budget(
 )->Budget:       # nothing spent yet
     "The budget that the RL arm's ledger sets. Raises `UserError` if the ledger can't be trusted or isn't of this comparison."
     check_choice('match_on', basis, MATCH_ON)
-    folder, again = Path(arm_folder), f'run `{RERUN}` first.'
+    folder = Path(arm_folder)
     arm, path = folder/'arm.json', folder/'ledger.jsonl'
+    if not arm.exists(): raise UserError(f'{folder} has no ledger to match, for no arm has ended there: run `{RERUN}` first.')
+    again = f'delete {folder} and run `{RERUN}` first.'   # a finished arm is not done again
     if not path.exists(): raise UserError(f'{folder} has no ledger to match: {again}')
-    if not arm.exists(): raise UserError(f'{folder} holds an arm that has not ended (no arm.json): {again}')
     recorded = read_json(arm, needs=dict(ledger=SUMMARY))['ledger']
     check_owner(recorded, shape, task, path)
     check_complete(path, recorded, again)

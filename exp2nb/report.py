@@ -575,7 +575,7 @@ def verdict_line(
     "The verdict in one line, as runs/exp2.sh ends with."
     if not isinstance(result, dict):
         p = Path(result)
-        result = read_json(p if p.suffix=='.json' else p/'report'/'result.json')
+        result = read_json(p if p.suffix=='.json' else p/'report'/'result.json', dict(verdict=dict(code=str, sentence=str)))
     return f"Verdict: {result['verdict']['code']}. {result['verdict']['sentence']}"
 
 # %% ../nbs/22_report.ipynb #98c78215

@@ -121,7 +121,7 @@ def misfit(
 
 def read_json(
     path,        # the file
-    needs=None   # its shape, see `misfit`
+    needs=dict   # its shape, see `misfit`; default: an object
 ):               # what it holds
     "Read a JSON file. Raises `UserError` naming the file if it is missing, empty, damaged, unreadable, or not of the shape that is needed."
     path = Path(path)
@@ -219,7 +219,7 @@ def truncate(self:Jsonl,
 # %% ../nbs/10_store.ipynb #806c6202
 def read_jsonl(
     path,        # the file
-    needs=None   # the shape of a row, see `misfit`
+    needs=dict   # the shape of a row, see `misfit`; default: an object
 )->list:         # the rows, a half-written last one left out
     "Read rows without changing the file. Raises `UserError` naming file and line if it is missing, damaged or of another shape."
     path, rows = Path(path), []
@@ -357,7 +357,7 @@ def load_state(
     with os_errors(path, 'read'):
         if not path.is_dir(): raise UserError(f'{path} is missing: run the command that makes it.')
         if bad := damage(path): raise UserError(f'{path} cannot be used, since {bad}: delete the folder and run the command that makes it.')
-        return unpack(load_file(path/'tensors.safetensors', device=str(device)), read_json(path/'state.json'))
+        return unpack(load_file(path/'tensors.safetensors', device=str(device)), read_json(path/'state.json', None))
 
 # %% ../nbs/10_store.ipynb #b6ca7b17
 def save_artifact(
@@ -692,14 +692,15 @@ def check_config(
 def files_record(
     folder,     # of a finished arm
     names       # of its files; those that are not there are left out
-)->dict:        # name → bytes, sha256, and the rows of a .jsonl
+)->dict:        # name → sha256, and the rows of a .jsonl
     "What identifies the content of files."
     out = {}
     for name in names:
         path = Path(folder)/name
         if not path.exists(): continue
-        out[name] = dict(bytes=path.stat().st_size, sha256=sha256_of(path))
-        if path.suffix=='.jsonl':
+        with os_errors(path, 'read'):
+            out[name] = dict(sha256=sha256_of(path))
+            if path.suffix!='.jsonl': continue
             with open(path, 'rb') as f: out[name]['rows'] = sum(line.endswith(b'\n') for line in f)
     return out
 

@@ -4,7 +4,9 @@ The truth is a gain over SFT per arm, in shares of the target's problems, and a 
 import json
 from pathlib import Path
 import numpy as np
-from exp2nb.store import write_json
+from exp2nb.store import files_record, read_json, write_json
+
+FILES = ('config.json', 'items.jsonl', 'ledger.jsonl', 'metrics.jsonl')
 
 
 def answer_rows(rng, task, levels, shift, samples, checkpoints):
@@ -92,8 +94,15 @@ def fake_arm(
         sft_sha256='a'*64, base_sha256='b'*64, tokenizer_sha256='c'*64,
         steps=len({r['step'] for r in ledger}), epochs=.2 if rl else 4.,
         eval_settings=dict(tasks=list(tasks), temperature=1., top_k=50, n_samples=samples, max_new=96),
+        files=files_record(folder, FILES),
         not_run=[], kl_to_sft=0. if arm=='sft' else .02 if rl else .15, zero_advantage=zero_advantage if arm=='rl' else None) | info)
     return folder
+
+
+def seal(folder):
+    "Let arm.json record the files as they are now."
+    arm = read_json(folder/'arm.json')
+    write_json(folder/'arm.json', arm | dict(files=files_record(folder, FILES)))
 
 
 def fake_run(run_dir, gains=(.05, .12), seeds=1, bases=('model', 'executed'), **kw):

@@ -121,9 +121,9 @@ def test_good_budget(arm):
         assert b.target==Ledger(arm/'ledger.jsonl', TOY, 'stories').total(basis) > 0 and b.spent==0
 
 def test_missing(arm, tmp_path):
-    refused(lambda: load_budget(tmp_path/'no', 'model', TOY, 'stories'), 'no ledger', RERUN)
+    refused(lambda: load_budget(tmp_path/'no', 'model', TOY, 'stories'), 'no arm has ended', RERUN)
     (arm/'arm.json').unlink()
-    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'has not ended', RERUN)
+    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'no arm has ended', RERUN)
     (arm/'arm.json').write_text('{}')
     refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'arm.json is not what this version writes (ledger is missing)')
     (arm/'arm.json').write_text('{"ledger"')

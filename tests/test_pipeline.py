@@ -10,7 +10,7 @@ from exp2nb.config import UserError, make_config, override
 from exp2nb.engine import Sample
 from exp2nb.tools.tune import tune
 from exp2nb.results import discover
-from exp2nb.store import Interrupted, altered_file, artifact_hash, read_json, read_jsonl
+from exp2nb.store import Interrupted, altered_file, artifact_hash, files_record, read_json, read_jsonl
 from exp2nb.sandbox.sandbox import usable_cores
 from exp2nb.train import Supervised
 
@@ -183,22 +183,56 @@ def test_an_arms_record_covers_its_files(embedded, copied):
                 assert (altered_file(folder, r['files'])!='')==(damaged!=kept), (name, len(damaged))
             path.write_bytes(kept)
 
-def test_the_analysis_reads_no_altered_file(copied):
-    "With every answer of an arm set to right, the analysis names the file; and a seed that was copied is no second seed."
+def test_the_analysis_reads_no_altered_file(embedded, copied):
+    "With every answer of an arm set to right, the analysis names the file; what it advises brings the arm back."
     folder = arm_folder(config(copied, 'rl'))
     assert len(discover(copied))==2
     items = folder/'items.jsonl'
-    kept = items.read_text()
-    items.write_text(kept.replace('"correct": false', '"correct": true'))
-    with pytest.raises(UserError, match='items.jsonl was altered'): discover(copied)
-    items.write_text(kept)
-    first = read_json(folder/'arm.json')
+    items.write_text(items.read_text().replace('"correct": false', '"correct": true'))
+    with pytest.raises(UserError, match=f'items.jsonl was altered.*or delete {folder} and run this arm again') as e: discover(copied)
+    assert '\n' not in str(e.value)
+    shutil.rmtree(folder)
+    run_arm(config(copied, 'rl'), progress=False)
+    assert len(discover(copied))==2 and read_json(folder/'arm.json')['scores']==embedded[1]['rl']['scores']
+
+def test_the_analysis_takes_no_file_without_a_record(copied):
+    path = arm_folder(config(copied, 'rl'))/'arm.json'
+    record = read_json(path)
+    for files in ({}, {k: v for k,v in record['files'].items() if k!='items.jsonl'}):
+        path.write_text(json.dumps(record | dict(files=files)))
+        with pytest.raises(UserError, match='arm.json records no hash of .*items.jsonl'): discover(copied)
+    path.write_text(json.dumps({k: v for k,v in record.items() if k!='files'}))
+    with pytest.raises(UserError, match='files is missing'): discover(copied)
+
+def test_a_seed_that_was_copied_is_no_second_seed(copied):
+    folder = arm_folder(config(copied, 'rl'))
+    record = read_json(folder/'arm.json') | dict(weights_sha256='1'*64)
+    (folder/'arm.json').write_text(json.dumps(record))
     twin = shutil.copytree(folder, folder.parent/'seed1')
-    record = first | dict(seed=1, weights_sha256='1'*64, files={})
-    (folder/'arm.json').write_text(json.dumps(first | dict(weights_sha256='1'*64)))
-    (twin/'arm.json').write_text(json.dumps(record))
     (twin/'config.json').write_text(json.dumps(read_json(twin/'config.json') | dict(seed=1)))
+    (twin/'arm.json').write_text(json.dumps(record | dict(seed=1, files=files_record(twin, record['files']))))
     with pytest.raises(UserError, match='not two seeds'): discover(copied)
+
+def test_a_matched_arm_stands_on_no_altered_ledger(copied):
+    "RL is finished, so its command alone would do nothing: the advice says what to delete."
+    rl, plus = config(copied, 'rl'), config(copied, 'sft_plus')
+    folder = arm_folder(rl)
+    ledger = folder/'ledger.jsonl'
+    ledger.write_bytes(b''.join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+    assert f'delete {folder} and run' in refused(plus)
+    ledger.unlink()
+    assert f'delete {folder} and run' in refused(plus)
+    shutil.rmtree(folder)
+    run_arm(rl, progress=False)
+    assert run_arm(plus, progress=False)['arm']=='sft_plus'
+
+@pytest.mark.parametrize('name', ['rollouts.jsonl', 'metrics.jsonl'])
+def test_a_matched_arm_stands_on_no_altered_rollouts(copied, name):
+    "rft trains on RL's rollouts, rl_random draws with its rewards: neither takes what RL did not write."
+    folder = arm_folder(config(copied, 'rl'))
+    path = folder/name
+    path.write_bytes(path.read_bytes().replace(b'false', b'true ').replace(b'"reward": 0.0', b'"reward": 1.0'))
+    assert f'{name} was altered' in refused(config(copied, 'rft')) and f'delete {folder} and run' in refused(config(copied, 'rl_random'))
 
 def test_a_target_that_cannot_be_evaluated_is_no_finished_arm(copied, monkeypatch):
     "Its training is kept; when what was wrong is mended, the same command finishes it."
@@ -229,6 +263,8 @@ def solved(embedded, tmp_path):
     for name,change in changes.items():
         path = folder/f'{name}.jsonl'
         path.write_text(''.join(json.dumps(change(i, r))+'\n' for i,r in enumerate(read_jsonl(path))))
+    arm = read_json(folder/'arm.json')
+    (folder/'arm.json').write_text(json.dumps(arm | dict(files=files_record(folder, arm['files']))))
     return top
 
 def ledger(top, arm): return read_jsonl(arm_folder(config(top, arm))/'ledger.jsonl')

@@ -141,7 +141,7 @@ def wait_until(condition, p, run_dir):
 
 # ---- what a finished run says ----
 
-TIMES = {'seconds', 'device_seconds', 'sha256', 'bytes', 'where', 'started'}   # positions, sizes and hashes of files cover times too
+TIMES = {'seconds', 'device_seconds', 'sha256', 'where', 'started'}   # positions, sizes and hashes of files cover times too
 
 def without_times(x):
     if isinstance(x, dict): return {k:without_times(v) for k,v in x.items() if k not in TIMES}

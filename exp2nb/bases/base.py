@@ -222,7 +222,8 @@ def export_arm(
     record = read_json(arm/'arm.json', {'arm':str})
     model,tok,meta = load_base(_arm_weights(arm, record, weights))
     if record['arm']=='sft' and record.get('sft_sha256') not in (None, weights_hash(model.state_dict())):
-        raise UserError(f"{meta['source']} is not the SFT checkpoint that {arm/'arm.json'} names: run the arm again.")
+        raise UserError(f"{meta['source']} is not the SFT checkpoint that {arm/'arm.json'} names: "
+                        f"delete {meta['source']} and run the arm again.")
     found = next((p for f in arm.parents if (p := f/'report'/'result.json').is_file()), None)
     result = read_json(found, dict(verdict={'sentence':str})) if found else None
     card = model_card(record, result, meta.get('base', ''), 'hf' if model.family=='llama' else 'nanochat')

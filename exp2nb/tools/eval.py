@@ -29,7 +29,7 @@ def weights_at(
     "From an arm to its weights. Raises `UserError` for an arm that has none yet, and for a whole run folder."
     p = Path(path)
     if (p/'weights'/'state.json').is_file(): return p/'weights'
-    if (p/'arm.json').is_file() and (c := read_json(p/'config.json'))['arm']=='sft':
+    if (p/'arm.json').is_file() and (c := read_json(p/'config.json', dict(arm=str, seed=int, vary=str, sft_checkpoint=str)))['arm']=='sft':
         return weights_at(c['sft_checkpoint'] or p.parent.parent/f"seed{c['seed'] if c['vary'] in ('sft', 'base') else 0}")
     if saved := checkpoints(p):
         raise UserError(f'{p} is not finished and has no weights yet: let it end, or name one of its checkpoints, such as {saved[-1]}.')

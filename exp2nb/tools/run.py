@@ -28,7 +28,7 @@ def start_notebook(notebook, out, log, given:dict):
 
 def notebook_error(out)->tuple:
     "Name and message of the error that stopped a notebook; ('', '') if it says nothing."
-    cells = read_json(out)['cells'] if Path(out).is_file() else []
+    cells = read_json(out, dict(cells=list))['cells'] if Path(out).is_file() else []
     found = [(o['ename'], o['evalue']) for c in cells for o in c.get('outputs', []) if o['output_type']=='error']
     return found[-1] if found else ('', '')
 

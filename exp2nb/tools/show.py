@@ -63,7 +63,7 @@ def show_curves(
     columns=tuple(CURVES)
 ):
     "What metrics.jsonl holds, against the fraction of the stage that is done."
-    d = pd.DataFrame(read_jsonl(Path(folder)/'metrics.jsonl'))
+    d = pd.DataFrame(read_jsonl(Path(folder)/'metrics.jsonl', dict(fraction=float)))
     columns = [c for c in columns if c in d and d[c].notna().any()]
     rows = max(1, -(-len(columns)//3))
     fig,axs = plt.subplots(rows, 3, figsize=(11, 2.4*rows), squeeze=False, layout='constrained')
@@ -85,7 +85,7 @@ def show_transcripts(
         mark = 'right' if s['correct'] else 'wrong'
         reference = html.escape(str(s['answer']))
         return f'<div style="{style}"><b>{mark}</b> (reference {reference})\n{html.escape(s["question"])}\n{text}</div>'
-    return HTML(''.join(map(one, read_json(Path(folder)/'samples.json')[:n])))
+    return HTML(''.join(map(one, read_json(Path(folder)/'samples.json', list)[:n])))
 
 # %% ../../nbs/tools/08_show.ipynb #81989c07
 STAGE_NAMES = dict(
@@ -106,7 +106,7 @@ def budget_table(folder)->pd.DataFrame:
 # %% ../../nbs/tools/08_show.ipynb #3fd5f05d
 def match_table(folder)->pd.DataFrame:
     "How well a matched arm met the RL arm's budget, and what each basis would have bought."
-    a = read_json(Path(folder)/'arm.json')
+    a = read_json(Path(folder)/'arm.json', dict(arm=str, match_on=str, spent=dict))
     note = 'this arm sets the budget' if a['arm']=='rl' else 'this arm spends no budget'
     if 'budget_record' not in a: return pd.DataFrame([dict(arm=a['arm'], note=note)])
     arm = a['arm']
@@ -120,7 +120,7 @@ def match_table(folder)->pd.DataFrame:
 # %% ../../nbs/tools/08_show.ipynb #e8624168
 def score_table(folder)->pd.DataFrame:
     "Scores by weights, task and decoding; standard errors are of one run's problems only."
-    a = read_json(Path(folder)/'arm.json')
+    a = read_json(Path(folder)/'arm.json', dict(scores=dict, not_run=list))
     parts = ('parsed', 'stopped', 'used_calculator', 'correct_if_parsed')
     rows = []
     for ckpt,tasks in a['scores'].items():

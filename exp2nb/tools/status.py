@@ -19,7 +19,7 @@ def piece_status(
     "How far one stage or arm has come; times in seconds. Raises `UserError` for damaged metrics."
     folder = Path(folder)
     log = folder/'metrics.jsonl'
-    rows = [r for r in (read_jsonl(log) if log.exists() else []) if r['step']>=0 and r['fraction']>0]
+    rows = [r for r in (read_jsonl(log, dict(step=int, fraction=float)) if log.exists() else []) if r['step']>=0 and r['fraction']>0]
     step = rows[-1]['step']+1 if rows else 0
     total = round(step/rows[-1]['fraction']) if rows else None
     pace = statistics.median(r['seconds'] for r in rows[1:][-20:]) if len(rows) > 1 else None   # the first step may have compiled the loops
@@ -46,7 +46,7 @@ def status(
     found = sorted((p.parent for p in files_named(run_dir, 'config.json') if 'checkpoints' not in p.parts), key=lambda p: p.stat().st_mtime)
     pieces = {str(p.relative_to(run_dir)): piece_status(p) for p in found}
     plan = run_dir/'plan.json'
-    planned = read_json(plan)['pieces'] if plan.exists() else {}
+    planned = read_json(plan, dict(pieces=dict))['pieces'] if plan.exists() else {}
     blank = dict(state='not begun', step=0, total=None, seconds=0., seconds_left=None, checkpoint=None, writer=None, quiet=None)
     for name in planned: pieces.setdefault(name, dict(blank))
     for name,s in pieces.items():

@@ -45,13 +45,13 @@ def trial(
         if old!=rates:
             raise UserError(f'{where} was made with other learning rates ({old}, now {rates}): move that folder away and start again.')
     if (folder/'trial.json').exists():
-        old = read_json(folder/'trial.json')
+        old = read_json(folder/'trial.json', dict(rates=dict, factor=float, seed=int, dev_accuracy=float))
         same(old['rates'], folder)
         return old
     run = ArmRun(c, progress, folder)
     if factor==1 and (arm_folder(c)/'arm.json').exists():   # the arm itself: trained already
-        arm = read_json(arm_folder(c)/'arm.json')
-        same(read_json(arm_folder(c)/'config.json')[section_of(c.arm)]['rates'], arm_folder(c))
+        arm = read_json(arm_folder(c)/'arm.json', dict(steps=int, spent=dict(model=int, seconds=float)))
+        same(read_json(arm_folder(c)/'config.json', {section_of(c.arm): dict(rates=dict)})[section_of(c.arm)]['rates'], arm_folder(c))
         run.model.load_state_dict(load_artifact(arm_folder(c)/'weights')[0])
         steps, spent = arm['steps'], arm['spent']
     else: steps, spent = train_trial(run)
