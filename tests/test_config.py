@@ -94,7 +94,7 @@ def test_a_change_that_says_nothing_is_one_sentence(changes, word):
 
 def test_sft_passes_have_one_place():
     with pytest.raises(UserError, match='same length of SFT'): override(make_config('smoke', sft_passes=2), 'sft.passes=3')
-    with pytest.raises(UserError, match='same length of SFT'): queue(override(SMOKE, 'sft.passes=3'), ['rl'], passes=(1., 2.))
+    with pytest.raises(UserError, match='same length of SFT'): queue(override(SMOKE, 'sft.passes=3'), ['rl'], sft_passes=(1., 2.))
 
 # what is made from it
 

@@ -9,12 +9,13 @@ __all__ = ['start_notebook', 'notebook_error', 'stop_child', 'wait_for', 'run_no
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, json, os, shlex, signal, subprocess, sys, time
 from pathlib import Path
+from fastcore.meta import delegates
 from ..config import Config, Flag, Text, UserError, Whole, run_folder
 from ..store import read_json, write_json
 from .cli import Stopped, command, project_root, say_error
 from .plan import plan, plan_text
 from ..stats import fewest_seeds
-from .queue import QUEUED, Arms, Bases, Budgets, Passes, Seeds, Vary, flags, minutes, parameters, queue, queue_data
+from .queue import QUEUED, flags, minutes, parameters, queue, queue_data
 from .status import stop_writers
 
 # %% ../../nbs/tools/10_run.ipynb #37019cd9
@@ -76,20 +77,18 @@ def run_launched(launcher, given, run_dir):
 
 # %% ../../nbs/tools/10_run.ipynb #a3205c06
 @command(text=lambda r: r['said'], without=QUEUED)
+@delegates(queue)
 def exp2_run(
     c:Config,
-    arms:Arms=('sft', 'rl', 'sft_plus'), # which arms
-    seeds:Seeds=1,                       # how many seeds: 0, 1, …
-    budgets:Budgets=(1.,),               # shares of the RL arm's length
-    sft_passes:Passes=(0.,),             # lengths of the shared SFT stage; 0: the preset's
-    match_on:Bases=None,                 # what SFT+ matches; without it: model, and executed too where there are several seeds
-    vary:Vary='',                        # what the seeds vary: arm, sft or base; without it: sft where there are several seeds
-    dry_run:Flag()=False,                # say what would run and what it costs; DEVICE=a100 DEVICES=8 plan for other devices
-    launcher:Text()='',                  # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
-    say=print
+    dry_run:Flag()=False,  # say what would run and what it costs; DEVICE=a100 DEVICES=8 plan for other devices
+    launcher:Text()='',    # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
+    say=print,
+    **kwargs               # of `queue`
 ):
     "Run a whole experiment: every arm of the queue, then the analysis. Started again, it goes on where it was."
-    cs = queue(c, arms, seeds, budgets, sft_passes, match_on, vary)
+    cs = queue(c, **kwargs)
+    seeds = len({x.seed for x in cs})
+    has_verdict = {'sft', 'rl', 'sft_plus'} <= {x.arm for x in cs}
     if dry_run: return dict(said=dry_text(cs, launcher), **queue_data(cs))
     began = time.monotonic()
     q = queue_data(cs)
@@ -97,14 +96,14 @@ def exp2_run(
     for name in ('notebooks', 'report'): (run_dir/name).mkdir(parents=True, exist_ok=True)
     write_json(run_dir/'plan.json', dict(pieces=q['pieces']))   # exp2_status reads it
     say(announcement(cs, seeds, q['minutes']))
-    if {'sft', 'rl', 'sft_plus'} <= set(arms): say(reach(c, seeds, cs[0].vary))
+    if has_verdict: say(reach(c, seeds, cs[0].vary))
     say(f'From another shell, exp2_status {run_dir} says how far it has come.')
     clock = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
     for r in q['runs']:
         say(f"{clock()} {r['name']}")
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', run_dir/'notebooks'/f"{r['name'].replace('/', '-')}.ipynb", run_dir, r['parameters'])
-    if not {'sft', 'rl', 'sft_plus'} <= set(arms):
+    if not has_verdict:
         return dict(run_dir=str(run_dir), said=f'No verdict: that needs the arms sft, rl and sft_plus in {run_dir}.')
     say(f'{clock()} analysis')
     run_notebook('analysis.ipynb', run_dir/'report'/'analysis.ipynb', run_dir, dict(run_dirs=[str(run_dir)]))
