@@ -24,7 +24,7 @@ def split_dev(
     "Hold out the `n` questions with the smallest hashes. Raises `UserError` if `n` leaves nothing."
     last = len(questions)-1
     if not 0 <= n <= max(last, 0):
-        raise UserError(f'dev={n} makes no sense with {len(questions)} train problems: give a number from 0 to {last}.')
+        raise UserError(f'dev={n} is out of range for {len(questions)} train problems: give a number from 0 to {last}.')
     order = sorted(range(len(questions)), key=lambda i: (sha256_of(questions[i]), i))
     return sorted(order[n:]), sorted(order[:n])
 

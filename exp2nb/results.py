@@ -291,7 +291,7 @@ def starting_points(records)->list:   # Studies, the main one first
     return studies
 
 def recipe(r:Record):
-    "What determines an SFT checkpoint, beside the base and the data."
+    "What determines an SFT checkpoint, besides the base and the data."
     return r.config.get('sft_passes'), r.config.get('sft')
 
 # %% ../nbs/21_results.ipynb #e8147be6

@@ -608,6 +608,7 @@ def _alive(pid:int)->bool:
     except PermissionError: pass
     return True
 
+# %% ../nbs/10_store.ipynb #26eb8b78
 @patch
 def _now(self:Claim)->float:
     "The file system's clock; this machine's where nothing can be written."
@@ -634,6 +635,7 @@ def _remove(self:Claim, owner:dict)->bool:
         return True
     finally: leaving.unlink(missing_ok=True)
 
+# %% ../nbs/10_store.ipynb #97049cad
 @patch
 def _renew(self:Claim):
     "Renew the file's time until it is released. A process that finds another owner there ends: two must not write."

@@ -199,7 +199,7 @@ def read_meta(
     shapes:dict,    # tensor name → shape
     path=''         # for the message
 )->NanoConfig:
-    "Configuration of a checkpoint. Raises `UserError` naming the field that is missing or makes no sense."
+    "Configuration of a checkpoint. Raises `UserError` naming the field that is missing or out of range."
     mc = meta.get('model_config') if isinstance(meta, dict) else None
     if not isinstance(mc, dict): raise UserError(f"{path} has no 'model_config': it is not nanochat's meta file.")
     def number(key, default=None):

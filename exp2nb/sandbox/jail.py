@@ -165,7 +165,7 @@ def candidate(
     answers:int,  # file descriptor that answers go to
     make          # (prompt, completion, entry_point) → the program's source
 ):
-    "The candidate's process: lock, say ready, load the program, answer calls until nobody asks."
+    "The candidate's process: lock, say ready, load the program, answer calls until there are no more."
     lock(**job['lock'])
     send(answers, 'ready')
     program = {}

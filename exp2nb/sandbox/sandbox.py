@@ -94,7 +94,7 @@ def _watch(judge, nonce, timeout):
 
 # %% ../../nbs/sandbox/02_sandbox.ipynb #56dbaedd
 def _gone(pipe, seconds=2.):
-    "Wait until nobody can write to `pipe` any more; False if somebody still can."
+    "Wait until no process can write to `pipe` any more; False if one still can."
     poll = select.poll()
     poll.register(pipe, 0)  # asks for nothing: a hang-up is always reported
     return bool(poll.poll(seconds*1000))
@@ -297,7 +297,7 @@ def run_candidate(
     if missing: raise UserError(f'this is not a HumanEval problem: it lacks {", ".join(missing)}.')
     if not isinstance(completion, str): raise UserError(f'a completion is a text, not a {type(completion).__name__}.')
     if not isinstance(timeout, (int, float)) or not 0 < timeout < 1e6:
-        raise UserError(f'timeout={timeout!r} makes no sense: give a number of seconds above 0.')
+        raise UserError(f'timeout={timeout!r} is out of range: give a number of seconds above 0.')
     found = find_isolation(isolation, allow_unsafe)
     for _ in range(2):  # a machine short of processes or memory gets a second chance
         try: result = _run(problem, completion, timeout, found)
