@@ -3,12 +3,20 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 import pytest
 from exp2nb.config import PRESETS, make_config, override
 from exp2nb.flops import decode_flops, muon_flops, prefill_flops, train_flops
 from exp2nb.ledger import Budget
 from exp2nb.model import shape_of
+from exp2nb.protocol import Shape
+from exp2nb.tools import plan as plan_module
 from exp2nb.tools.plan import exp2_plan, plan, plan_text, sft_step
+
+RECORDS = Path(__file__).parent.parent/'records'/'bench'
+LAYER = ((576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536))
+SMOLLM2 = Shape(layers=30, width=576, heads=9, kv_heads=3, head_dim=64, vocab=49_152, matrices=LAYER*30, windows=(None,)*30, context=2048)
 
 MAIN = 'import sys; from exp2nb.tools.plan import exp2_plan; sys.exit(exp2_plan.main())'
 
@@ -23,7 +31,8 @@ def test_command_line():
     for o in ('--preset', '--prompt-tokens', '--completion-tokens', '--samples', '--devices', '--mfu', '--json'): assert o in text
 
 WRONG = [('--preset d13', 'choose one of smoke, tiny, d12, d26'),
-         ('--preset d12 --mfu 0', '--mfu'),
+         ('--preset d12 --mfu 1.5', '--mfu'),
+         ('--preset d12 --mfu -0.1', '--mfu'),
          ('--preset d12 --samples -1', '--samples'),
          ('--preset d12 --device abacus', 'h100'),
          ('--preset d12 --devices 0', '--devices'),
@@ -50,6 +59,23 @@ def test_evaluation_is_in_the_plan():
     assert e['answers']==1319*5 + 164 + 256 + 256*9 + 1319*5
     assert e['hours'] > e['reference_hours'] > 0
     assert plan(replace(c, dev=0), device='h100')['evaluation']['hours']==e['reference_hours']
+
+def measured(name):
+    "Seconds of an RL step on an H200 and its workload, from the record."
+    record = json.loads((RECORDS/f'{name}.json').read_text())
+    return record['figures']['rl_step_seconds'], record['workload']
+
+@pytest.mark.parametrize('name', ['h200-d12-f8f9273', 'h200-smollm2-135m-even'])
+def test_the_plan_is_near_what_was_measured(name, monkeypatch):
+    "All rows write 256 tokens in these workloads. An open model's kind sets its utilisation."
+    seconds, w = measured(name)
+    c = make_config('d12')
+    c = replace(c, rl=replace(c.rl, problems=w['problems'], samples=w['samples'], max_new=w['new'], steps=1))
+    if w['shape']=='smollm2-135m':
+        c = replace(c, base='a SmolLM2')
+        monkeypatch.setattr(plan_module, 'base_at', lambda path: SimpleNamespace(family='llama', shape=SMOLLM2))
+    p = plan(c, prompt_tokens=w['prompt'], completion_tokens=w['new'], device='h200')
+    assert .67 < 3600*p['rl']['hours']['total']/seconds < 1.5
 
 @pytest.mark.parametrize('preset', PRESETS)
 def test_a_plan_for_every_preset(preset):
