@@ -63,11 +63,16 @@ class ArmRun:
         self.tok = self.lab.sft.tok
         self.model = self.start()
 
-    def start(self): "A model at the SFT checkpoint."; return self.lab.sft.copy(self.lab.device)
+    def start(self):
+        "A model at the SFT checkpoint."
+        return self.lab.sft.copy(self.lab.device)
+
     def ledger(self): return ledger_in(self.lab, self.folder, self.model)
 
     @functools.cached_property
-    def rl(self)->RLRun: "See `load_rl`."; return load_rl(self.c, self.model.shape, self.lab.sft.sha256)
+    def rl(self)->RLRun:
+        "See `load_rl`."
+        return load_rl(self.c, self.model.shape, self.lab.sft.sha256)
 
 # %% ../nbs/19_arms.ipynb #6a9dc155
 def context_of(lab:Lab)->int:

@@ -30,7 +30,9 @@ class Evaluation:
     checkpoint:str='end'    # label of these weights in every row, such as 'end' or 'best_dev'
 
     @property
-    def context(self): "Longest sequence, in tokens."; return self.model.shape.context
+    def context(self):
+        "Longest sequence, in tokens."
+        return self.model.shape.context
 
 @dataclass(frozen=True)
 class Answers:
@@ -204,6 +206,7 @@ def keep(answers:Answers, items=None, completions=None):
         if items is not None: items.append(r)
         if completions is not None: completions.append({k: r[k] for k in KEY} | dict(text=text))
 
+# %% ../nbs/17_evaluate.ipynb #6806cfeb
 def evaluate(
     e:Evaluation,
     tasks:dict,        # name → `Task`, or the sentence why it can't be run

@@ -264,11 +264,17 @@ class Lab:
         except UserError as e: return str(e)
 
     @functools.cached_property
-    def data_hash(self): "See `hash_of_data`."; return hash_of_data(self)
+    def data_hash(self):
+        "See `hash_of_data`."
+        return hash_of_data(self)
     @functools.cached_property
-    def base(self)->Checkpoint: "See `make_base`."; return make_base(self)
+    def base(self)->Checkpoint:
+        "See `make_base`."
+        return make_base(self)
     @functools.cached_property
-    def sft(self)->Checkpoint: "The checkpoint on which all arms stand, see `make_sft`."; return make_sft(self)
+    def sft(self)->Checkpoint:
+        "The checkpoint on which all arms stand, see `make_sft`."
+        return make_sft(self)
 
 # %% ../nbs/18_lab.ipynb #996bb769
 def hash_of_data(lab:Lab)->str:
@@ -317,6 +323,7 @@ def make_tokenizer(lab:Lab)->Tokenizer:
                         f'delete {path} and give the same command again, it is made again.')
     return tok
 
+# %% ../nbs/18_lab.ipynb #830be1ed
 def given(
     path,
     as_base:bool=False   # it will be trained by SFT

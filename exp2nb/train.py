@@ -287,9 +287,13 @@ def grad_norms(params)->torch.Tensor:
     g = [p.grad for p in params if p.grad is not None]
     return torch.stack(torch._foreach_norm(g)) if g else torch.zeros(0)
 
-def squared(norms)->float: "Sum of squares, in float64."; return float(sum(n*n for n in norms.tolist()))
+def squared(norms)->float:
+    "Sum of squares, in float64."
+    return float(sum(n*n for n in norms.tolist()))
 
-def grad_sq(params)->float: "Squared norm of the whole gradient."; return squared(grad_norms(params))
+def grad_sq(params)->float:
+    "Squared norm of the whole gradient."
+    return squared(grad_norms(params))
 
 # %% ../nbs/14_train.ipynb #e930d9d4
 def check_finite(

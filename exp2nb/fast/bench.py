@@ -558,6 +558,7 @@ def trl_step_seconds(
         trl.GRPOTrainer(model=model, reward_funcs=reward, args=args, processing_class=tok, train_dataset=data, callbacks=[Clock()]).train()
     return times[-1]
 
+# %% ../../nbs/fast/05_bench.ipynb #38343697
 def not_measured(w:Workload, trl:bool)->list:
     "What a reader might look for here and does not find, and why."
     there, out = lambda name: importlib.util.find_spec(name) is not None, []
