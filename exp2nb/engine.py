@@ -53,7 +53,8 @@ class Sample:
     tokens:list = field(default_factory=list)   # new tokens, with the one that ended the turn
     sampled:list = field(default_factory=list)  # per token: True if the model picked it, False if the calculator forced it in
     logprobs:list = field(default_factory=list) # per token: log-probability it was sampled with; 0 where forced
-    stopped:bool = False                        # did the model end its turn? False: it was cut at `max_new`
+    stopped:bool = False                        # did the model end its turn? False: it was cut
+    full:bool = False                           # was it cut before `max_new`, where the model's context ends?
 
 # %% ../nbs/15_engine.ipynb #a8a50c66
 @dataclass
@@ -95,10 +96,12 @@ class Row:
         max_new:int,            # longest answer
         seed:int,               # of this row's own random stream
         tok=None,               # tokenizer; None: nothing ends a row but `max_new`
-        calculator:bool=True
+        calculator:bool=True,
+        room:int=None           # tokens that the context leaves to the answer; None: enough for `max_new`
     ):
         self.out = Sample(prompt, sample)
         self.max_new, self.tok = max_new, tok
+        self.most = max_new if room is None else min(max_new, room)   # tokens at which it is cut
         self.queue, self.ended = [], False
         self.u = torch.rand(max_new, generator=torch.Generator().manual_seed(seed)).tolist()
         self.ends = tok.ends if tok else ()
@@ -128,7 +131,9 @@ def push(self:Row,
     if not forced:
         o.stopped = token in self.ends
         if token==self.closes: self.queue = forced_tokens(self.tok, o.tokens)
-    self.ended = o.stopped or len(o.tokens)==self.max_new
+    cut = not o.stopped and len(o.tokens)==self.most
+    o.full = cut and self.most < self.max_new
+    self.ended = o.stopped or cut
 
 # %% ../nbs/15_engine.ipynb #49ca082a
 HIDDEN = -1e30   # score of what may not be seen: finite, so that a part without anything to see stays a number
@@ -396,12 +401,16 @@ def previous(self:Decode, x):
     return before
 
 # %% ../nbs/15_engine.ipynb #7c4cf96b
-def check_request(prompts, n, max_new, temperature, top_k, logprob, rows):
+def check_request(prompts, context, n, max_new, temperature, top_k, logprob, rows):
     "Refuse what can't be generated. Raises `UserError`."
     check_choice('logprob', logprob, ('full', 'sampled'))
     for name,value,low in (('n',n,1), ('max_new',max_new,1), ('rows',rows,1), ('top_k',top_k,0), ('temperature',temperature,0)):
         if value < low: raise UserError(f'{name}={value} is out of range: give a number of at least {low}.')
     if not all(len(p) for p in prompts): raise UserError('a prompt is empty: give each at least one token (a chat starts with bos).')
+    longest = max(map(len, prompts), default=0)
+    if longest >= context:
+        raise UserError(f'a prompt of {longest} tokens leaves no room for an answer in a context of {context}: shorten it, '
+                        'or take a model with a longer context.')
 
 # %% ../nbs/15_engine.ipynb #ba0c0598
 def prefill(
@@ -545,7 +554,7 @@ def generate(
     tok,                  # tokenizer; None: rows end at `max_new` only
     prompts:list,         # token ids of each prompt
     n:int=1,              # samples of each prompt
-    max_new:int=256,      # longest answer
+    max_new:int=256,      # longest answer, if the context has room for it after the prompt
     temperature:float=1., # 0: greedy
     top_k:int=50,         # sample among this many best tokens; 0: all
     seed=0,               # number, or tuple of names, of the random streams
@@ -558,11 +567,12 @@ def generate(
     kind:type=Row         # of rows; the benchmark has one that ends at a drawn length
 )->tuple:                 # list of `Sample`, ordered by prompt and sample, and `Cost`
     "Sample `n` answers to each prompt. The result does not depend on `rows`. Raises `UserError`."
-    check_request(prompts, n, max_new, temperature, top_k, logprob, rows)
+    context = model.shape.context
+    check_request(prompts, context, n, max_new, temperature, top_k, logprob, rows)
     begin = time.perf_counter()
     stream = seed if isinstance(seed, tuple) else (seed,)
     keys = range(len(prompts)) if keys is None else keys
-    row = lambda p, key, i: kind(p, i, max_new, seed_of(*stream, key, i), tok, calculator)
+    row = lambda p, key, i: kind(p, i, max_new, seed_of(*stream, key, i), tok, calculator, context-len(prompts[p]))
     all_rows = [row(p, key, i) for p,key in enumerate(keys) for i in range(n)]
     how = dict(temperature=temperature, top_k=top_k, logprob=logprob)
     if all_rows: run = run_rows(model, prompts, all_rows, rows, how, tok, dtype, progress)

@@ -25,7 +25,7 @@ def rope_angles(
     base:float=100000. # longest wavelength, in tokens over 2π
 ):                     # cos and sin, each (N, 1, head_dim/2)
     "Rotary angles (Su et al. 2021), computed where needed: no table, no longest position."
-    freq = base ** (-torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)/head_dim)
+    freq = 1/base**(torch.arange(0, head_dim, 2, device=pos.device, dtype=torch.float32)/head_dim)   # rounded as nanochat's are
     a = (pos.float()[:,None]*freq)[:,None]
     return a.cos(), a.sin()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest, torch
 from exp2nb.fast import fused, gpu
 from exp2nb.fast.bench import plain_rollout
-from exp2nb.config import ModelConfig
+from exp2nb.config import ModelConfig, UserError
 from exp2nb.engine import Decode, Sample, generate, moved, refill
 from exp2nb.grpo import policy_loss
 from exp2nb.protocol import plain
@@ -122,6 +122,24 @@ def test_greedy_takes_the_best_token(seed, both):
         best = logits.topk(2)
         clear = best.values[:,0]-best.values[:,1] > 1e-4
         assert torch.equal(torch.tensor(o.tokens)[clear], best.indices[:,0][clear])
+
+@pytest.mark.parametrize('rows', [2, 100])
+def test_an_answer_ends_where_the_context_does(rows, both):
+    "And is, until there, what a longer context allows; the engine does not write a token more."
+    prompts, how = [[1,2,3], [4]*30, [5]*10, [6]*38], dict(n=3, max_new=20, rows=rows, top_k=10)
+    narrow, wide = toy(3, context=40), toy(3)
+    cut, cost = generate(narrow, None, prompts, **how)
+    same = 0
+    for a,b in zip(cut, generate(wide, None, prompts, **how)[0], strict=True):
+        room = 40-len(prompts[a.prompt])
+        assert (len(a.tokens), a.full, b.full)==(min(20, room), room < 20, False) and not a.stopped
+        want,_ = replay(narrow, prompts[a.prompt], a)
+        assert (torch.tensor(a.logprobs)-want).abs().max() < TOLERANCE[torch.float32]
+        same += a.tokens==b.tokens[:len(a.tokens)]
+    assert same >= 11   # of 12: a near tie may part two answers
+    assert cost.new==[[20]*3, [10]*3, [20]*3, [2]*3]
+    with pytest.raises(UserError, match='a prompt of 40 tokens leaves no room for an answer in a context of 40'):
+        generate(narrow, None, [[1]*40], max_new=1)
 
 @pytest.mark.parametrize('seed', range(14, 18))
 def test_the_plain_ways_cache_agrees(seed):

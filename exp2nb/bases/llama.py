@@ -122,7 +122,7 @@ def read_hub_config(
 # %% ../../nbs/bases/01_llama.ipynb #732a0685
 def frequencies(c:LlamaConfig)->torch.Tensor:  # (head_dim/2,)
     "Rotary frequencies, scaled as the configuration says (linear: Chen et al. 2023; llama3: Llama 3.1's release)."
-    f = c.rope_theta**(-torch.arange(0, c.head_dim, 2, dtype=torch.float32)/c.head_dim)
+    f = 1/c.rope_theta**(torch.arange(0, c.head_dim, 2, dtype=torch.float32)/c.head_dim)   # rounded as transformers' are
     r = dict(c.rope)
     if not r: return f
     if r['rope_type']=='linear': return f/r['factor']

@@ -154,7 +154,7 @@ class RecordedRollout(Rollout):
 
     def step(self):
         "Send a step, then read the tokens of the one before."
-        if self.flying and all(r.ended or len(r.out.tokens)+1==r.max_new for r in self.live): return self.land()
+        if self.flying and all(r.ended or len(r.out.tokens)+1==r.most for r in self.live): return self.land()
         new = self.launch()
         self.land()
         self.flying = new
