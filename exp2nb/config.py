@@ -219,8 +219,8 @@ class RLConfig:
 
 @dataclass(frozen=True)
 class SFTPlusConfig:
-    "More SFT on the target problems, until the RL arm's budget is spent."
-    batch_tokens:Count = 524288
+    "More SFT until the RL arm's budget is spent, in one of the arms sft_plus, rft and sft_mix: each has settings of its own."
+    batch_tokens:Count = 524288   # tokens a step
     rates:Rates = Rates().times(.5, .5, .5, .5)
 
 @dataclass(frozen=True)
@@ -262,17 +262,24 @@ class Config:
     base:Place = ''              # a base of your own: folder, file or Hub name
     sft_checkpoint:Place = ''    # start all arms from this SFT checkpoint
     tracker:Word('', 'wandb', 'trackio') = ''  # also send metrics to wandb or trackio
+    train_only:Flag() = False    # stop when the arm is trained, before a test problem is answered; the same command without it evaluates
     model:ModelConfig = ModelConfig(12)
     pretrain:PretrainConfig = PretrainConfig()
     sft:SFTConfig = SFTConfig()
     rl:RLConfig = RLConfig()
     sft_plus:SFTPlusConfig = SFTPlusConfig()
+    rft:SFTPlusConfig = SFTPlusConfig()
+    sft_mix:SFTPlusConfig = SFTPlusConfig()
     eval:EvalConfig = EvalConfig()
 
     @property
     def embedded(self)->bool: return self.corpus=='embedded'
 
 # %% ../nbs/00_config.ipynb #8505f385
+def _more_sft(batch_tokens:int, rates:Rates)->dict:
+    "The same settings for the three arms that go on with supervised training."
+    return {arm: SFTPlusConfig(batch_tokens, rates) for arm in ('sft_plus', 'rft', 'sft_mix')}
+
 def _full(depth):
     "The note's settings: nanochat's learning rates, AdamW's scaled with the width as nanochat does."
     s = (64*depth/768)**-.5
@@ -284,7 +291,7 @@ def _full(depth):
         pretrain=PretrainConfig(rates=rates),
         sft=SFTConfig(rates=rates, **fits),
         rl=RLConfig(rates=rates.times(.05, .05, .05, .05), **fits),
-        sft_plus=SFTPlusConfig(rates=rates.times(.5, .5, .5, .5)),
+        **_more_sft(524288, rates.times(.5, .5, .5, .5)),
         eval=EvalConfig(n_samples=4))
 
 _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)
@@ -295,7 +302,7 @@ _tiny = dict(
     pretrain=PretrainConfig(tokens_per_param=1., batch_tokens=4096, rates=_small_rates),
     sft=SFTConfig(passes=1., batch_tokens=2560, micro_tokens=1280, rates=_small_rates),
     rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=4096),
-    sft_plus=SFTPlusConfig(batch_tokens=2560, rates=_small_rates),
+    **_more_sft(2560, _small_rates),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=4, max_new=96))
 
 _smoke = dict(
@@ -304,7 +311,7 @@ _smoke = dict(
     pretrain=PretrainConfig(tokens_per_param=.3, batch_tokens=2048, rates=_small_rates),
     sft=SFTConfig(passes=1., batch_tokens=2560, rates=_small_rates),
     rl=RLConfig(problems=4, samples=4, steps=4, max_new=48, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, preflight=8),
-    sft_plus=SFTPlusConfig(batch_tokens=1280, rates=_small_rates.times(.5, .5, .5, .5)),
+    **_more_sft(1280, _small_rates.times(.5, .5, .5, .5)),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=2, max_new=48, curve=2))
 
 PRESETS = dict(smoke=_smoke, tiny=_tiny, d12=_full(12), d26=_full(26))

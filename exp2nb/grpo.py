@@ -237,7 +237,7 @@ def rollout(self:GRPO,
 def rollout_rows(group:Group, step:int)->list:
     "A group as rows of `rollouts.jsonl`."
     return [dict(step=step, problem=group.problem, sample=k, reward=reward, correct=bool(score['correct']), parsed=bool(score['parsed']),
-                 stopped=s.stopped, tokens=s.tokens, sampled=[int(own) for own in s.sampled])
+                 stopped=s.stopped, full=s.full, tokens=s.tokens, sampled=[int(own) for own in s.sampled])
             for k,(s,score,reward) in enumerate(zip(group.samples, group.scores, group.rewards))]
 
 @patch
@@ -331,7 +331,8 @@ def step(self:GRPO)->dict:   # a row of metrics; None when the clock has run out
 
 # %% ../nbs/16_grpo.ipynb #5edd96f8
 def summary(groups)->dict:
-    "What the rollouts of a step were like, over all processes: means over samples, the share of groups without signal, nats a token."
+    """What the rollouts of a step were like, over all processes: means over samples, the share of groups without signal, nats a token,
+    and how many answers were cut where the model's context ends."""
     samples = [s for g in groups for s in g.samples]
     scores = [score for g in groups for score in g.scores]
     lps = [lp for s in samples for lp in compress(s.logprobs, s.sampled)]
@@ -339,9 +340,10 @@ def summary(groups)->dict:
     sums = dict(reward=sum(r for g in groups for r in g.rewards), completion_tokens=sum(len(s.tokens) for s in samples),
                 parsed=sum(bool(score['parsed']) for score in scores), stopped=sum(s.stopped for s in samples),
                 calculator=sum(not all(s.sampled) for s in samples))
-    *sums_of_all, dead, surprise = parallel.total(*sums.values(), sum(not g.signal for g in groups), -sum(lps))
+    dead, full = sum(not g.signal for g in groups), sum(s.full for s in samples)
+    *sums_of_all, dead, full, surprise = parallel.total(*sums.values(), dead, full, -sum(lps))
     means = {name: x/n for name,x in zip(sums, sums_of_all)}
-    return dict(reward=means.pop('reward'), zero_advantage=dead/problems, **means, entropy=surprise/max(tokens, 1))
+    return dict(reward=means.pop('reward'), zero_advantage=dead/problems, **means, context_full=full, entropy=surprise/max(tokens, 1))
 
 # %% ../nbs/16_grpo.ipynb #a9c2622a
 @torch.no_grad()

@@ -48,7 +48,7 @@ def read_rows(path)->list:  # dicts
 # %% ../nbs/11_ledger.ipynb #44403640
 OWNER = dict(shape=str, task=str, counting_revision=int)   # fields of `ledger.owner.json` and their types
 TOTALS = dict(model=int, executed=int, note=int, seconds=float, device_seconds=float)   # what `totals` gives
-SUMMARY = OWNER | dict(rows=int, sha256=str, totals=TOTALS)   # of what `arm.json` keeps under `ledger`
+SUMMARY = OWNER | dict(rows=int, sha256=str, totals=TOTALS)   # of what `trained.json` and `arm.json` keep under `ledger`
 
 def owner_path(path)->Path: return Path(path).with_suffix('.owner.json')
 
@@ -167,7 +167,7 @@ def hand_over(self:Ledger)->list:  # rows
 def ledger_summary(
     path    # `ledger.jsonl`
 )->dict:    # rows, sha256, shape, task, counting_revision, totals
-    "What `arm.json` keeps under `ledger`."
+    "What `trained.json` and `arm.json` keep under `ledger`."
     rows = read_rows(path)
     return dict(rows=len(rows), sha256=sha256_of(Path(path)), **read_json(owner_path(path), needs=OWNER), totals=totals(rows))
 
@@ -216,7 +216,7 @@ def _largest(ok, low, high):
 
 # %% ../nbs/11_ledger.ipynb #cbf274ba
 def load_budget(
-    arm_folder,  # the finished RL arm's folder: `arm.json` and `ledger.jsonl`
+    arm_folder,  # the trained RL arm's folder: `trained.json` and `ledger.jsonl`
     basis:str,   # what to match on
     shape,       # this model's `Shape`
     task:str     # this run's target task
@@ -224,29 +224,30 @@ def load_budget(
     "The budget that the RL arm's ledger sets. Raises `UserError` if the ledger can't be trusted or isn't of this comparison."
     check_choice('match_on', basis, MATCH_ON)
     folder = Path(arm_folder)
-    arm, path = folder/'arm.json', folder/'ledger.jsonl'
-    if not arm.exists(): raise UserError(f'{folder} has no ledger to match, for no arm has ended there: run `{RERUN}` first.')
-    again = f'delete {folder} and run `{RERUN}` first.'   # a finished arm is not done again
+    trained, path = folder/'trained.json', folder/'ledger.jsonl'
+    if not trained.exists(): raise UserError(f'{folder} has no ledger to match, for no arm was trained there: run `{RERUN}` first.')
+    again = f'delete {folder} and run `{RERUN}` first.'   # a trained arm is not trained again
     if not path.exists(): raise UserError(f'{folder} has no ledger to match: {again}')
-    recorded = read_json(arm, needs=dict(ledger=SUMMARY))['ledger']
+    recorded = read_json(trained, needs=dict(ledger=SUMMARY))['ledger']
     check_owner(recorded, shape, task, path)
     check_complete(path, recorded, again)
-    return Budget(totals(read_rows(path))[basis], basis)
+    return Budget(totals(read_rows(path)[:recorded['rows']])[basis], basis)
 
 # %% ../nbs/11_ledger.ipynb #25dcbe01
 def check_complete(
     path,            # `ledger.jsonl`
-    recorded:dict,   # what `arm.json` keeps about it, see `ledger_summary`
+    recorded:dict,   # what `trained.json` keeps about it, see `ledger_summary`
     again:str        # what to run if it is not that, for the message
 ):
-    "Refuse a ledger that is not the one in `arm.json`, or that bills nothing. Raises `UserError`."
-    if sha256_of(Path(path)) != recorded['sha256']:
-        n = Path(path).read_bytes().count(b'\n')
-        what = 'was changed after its arm ended'
+    "Refuse a ledger that does not begin with the rows in `trained.json`, or that bills nothing. Raises `UserError`."
+    lines = Path(path).read_bytes().splitlines(keepends=True)
+    if sha256_of(b''.join(lines[:recorded['rows']])) != recorded['sha256']:
+        n = sum(l.endswith(b'\n') for l in lines)
+        what = 'was changed after its training ended'
         if n < recorded['rows']: what = f"is truncated ({n} of {recorded['rows']} rows)"
         if n==0: what = 'is empty'
         raise UserError(f'{path} {what}: {again}')
-    if not totals(read_rows(path))['model']: raise UserError(f'{path} bills no training work at all: {again}')
+    if not totals(read_rows(path)[:recorded['rows']])['model']: raise UserError(f'{path} bills no training work at all: {again}')
 
 # %% ../nbs/11_ledger.ipynb #d24bb9dc
 def would_buy(

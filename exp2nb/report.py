@@ -393,7 +393,7 @@ def beside_shown(result)->dict:
     measures,arms = (list(dict.fromkeys(k)) for k in zip(*cell, strict=True))
     def show(m, value):
         if value is None: return '–'
-        if 'noise' in m: return f'{value:,.0f}'
+        if 'noise' in m or '(count)' in m: return f'{value:,.0f}'
         return f'{value:.3f}' if 'KL' in m or 'CORE' in m else percent(value)+' %'
     rows = [[m, *(show(m, cell.get((m,a))) for a in arms)] for m in measures]
     return as_table(['measure', *map(label, arms)], rows, 'Means over seeds, end of budget')

@@ -494,7 +494,8 @@ def _of_answers(rs, task):
 def _of_training(rs):
     "Measures of the training that an arm spent its budget on: name → one value a seed."
     rollouts = [totals(r.ledger, ('rollout',)) for r in rs]
-    return {'generation, share of FLOPs': [g['model']/max(1,r.spent['model']) for g,r in zip(rollouts, rs)],
+    return {'training answers cut where the context ends (count)': [r.info.get('context_full') for r in rs],
+            'generation, share of FLOPs': [g['model']/max(1,r.spent['model']) for g,r in zip(rollouts, rs)],
             'generation, share of time': [g['seconds']/max(1e-9,r.spent['seconds']) for g,r in zip(rollouts, rs)],
             'gradient noise scale (tokens)': [r.metrics.noise_scale.astype(float).median() for r in rs if 'noise_scale' in r.metrics]}
 

@@ -134,7 +134,8 @@ def test_papermill_s_types_are_right_or_one_sentence(name):
                 continue
             if value is None or name=='changes' or value=='': continue
             got = processes if name=='processes' else getattr(c, name)
-            if isinstance(kind, (Whole, Number)): assert got==float(text)
+            if isinstance(kind, Flag): assert got==(text=='true')
+            elif isinstance(kind, (Whole, Number)): assert got==float(text)
             else: assert isinstance(value, str) and got==(os.path.expanduser(text) if getattr(kind, 'path', False) else text)
 
 @pytest.mark.parametrize('name,value,got', [

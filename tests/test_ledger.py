@@ -29,10 +29,10 @@ def rl_steps(led, steps, start=0, seed=0):
 
 @pytest.fixture
 def arm(tmp_path):
-    "A finished RL arm."
+    "A trained RL arm."
     led = Ledger(tmp_path/'rl'/'ledger.jsonl', TOY, 'stories')
     rl_steps(led, 6)
-    (tmp_path/'rl'/'arm.json').write_text(json.dumps(dict(arm='rl', ledger=ledger_summary(led.file.path))))
+    (tmp_path/'rl'/'trained.json').write_text(json.dumps(dict(arm='rl', ledger=ledger_summary(led.file.path))))
     return tmp_path/'rl'
 
 # --- rows
@@ -121,12 +121,12 @@ def test_good_budget(arm):
         assert b.target==Ledger(arm/'ledger.jsonl', TOY, 'stories').total(basis) > 0 and b.spent==0
 
 def test_missing(arm, tmp_path):
-    refused(lambda: load_budget(tmp_path/'no', 'model', TOY, 'stories'), 'no arm has ended', RERUN)
-    (arm/'arm.json').unlink()
-    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'no arm has ended', RERUN)
-    (arm/'arm.json').write_text('{}')
-    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'arm.json is not what this version writes (ledger is missing)')
-    (arm/'arm.json').write_text('{"ledger"')
+    refused(lambda: load_budget(tmp_path/'no', 'model', TOY, 'stories'), 'no arm was trained', RERUN)
+    (arm/'trained.json').unlink()
+    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'no arm was trained', RERUN)
+    (arm/'trained.json').write_text('{}')
+    refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'trained.json is not what this version writes (ledger is missing)')
+    (arm/'trained.json').write_text('{"ledger"')
     refused(lambda: load_budget(arm, 'model', TOY, 'stories'), 'damaged')
 
 def test_another_model_task_or_revision(arm, monkeypatch):
@@ -142,17 +142,23 @@ def test_damaged_files(arm):
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     damages = [(b'', 'is empty'), (b''.join(lines[:7]), 'truncated (7 of 24 rows)'), (whole[:-30], 'truncated (23 of 24 rows)'),
-               (whole.replace(b'"rollout"', b'"preflight"', 1), 'was changed'), (whole+lines[0], 'was changed')]
+               (whole.replace(b'"rollout"', b'"preflight"', 1), 'was changed'), (lines[1]+lines[0]+b''.join(lines[2:]), 'was changed')]
     for data,words in damages:
         path.write_bytes(data)
         refused(lambda: load_budget(arm, 'model', TOY, 'stories'), words, RERUN)
     path.write_bytes(b''.join(lines[:3])+b'nonsense\n'+b''.join(lines[3:]))
     refused(lambda: read_rows(path), 'line 4')
 
+def test_what_follows_the_training_does_not_count(arm):
+    "The evaluation's rows, or any others: the budget stays that of the training, and the ledger is as good as before."
+    before = load_budget(arm, 'model', TOY, 'stories')
+    rl_steps(Ledger(arm/'ledger.jsonl', TOY, 'stories'), 8, start=6)
+    assert len(read_rows(arm/'ledger.jsonl'))==32 and load_budget(arm, 'model', TOY, 'stories')==before
+
 def test_a_ledger_that_bills_nothing(tmp_path):
     led = Ledger(tmp_path/'ledger.jsonl', TOY, 'stories')
     led.add('eval', 0, 1., flops_model=5)
-    (tmp_path/'arm.json').write_text(json.dumps(dict(ledger=ledger_summary(led.file.path))))
+    (tmp_path/'trained.json').write_text(json.dumps(dict(ledger=ledger_summary(led.file.path))))
     refused(lambda: load_budget(tmp_path, 'model', TOY, 'stories'), 'no training work', RERUN)
 
 # --- matching
@@ -213,7 +219,7 @@ def test_sft_plus_stops_where_the_ledger_says(tmp_path, words, basis):
     rl.add('rollout', 0, .1, flops_model=700_000_000, flops_executed=800_000_000, flops_note=900_000_000)
     rl.add('update', 0, .15, flops_model=1_300_000_000, flops_executed=1_000_000_000, flops_note=2_000_000_000)
     rl.add('preflight', 0, 99., flops_model=10**15)
-    (tmp_path/'rl'/'arm.json').write_text(json.dumps(dict(ledger=ledger_summary(rl.file.path))))
+    (tmp_path/'rl'/'trained.json').write_text(json.dumps(dict(ledger=ledger_summary(rl.file.path))))
     budget = load_budget(tmp_path/'rl', basis, model.shape, 'stories')
     assert budget.target==dict(model=2_000_000_000, executed=1_800_000_000, note=2_900_000_000, seconds=.25)[basis]
     led = Ledger(tmp_path/'sft_plus'/'ledger.jsonl', model.shape, 'stories')

@@ -1,13 +1,18 @@
 "The whole experiment in small, as a user runs it: every arm, both target tasks, the run notebook, refusals, and the same run twice."
 import json, os, shutil, signal, subprocess, sys
+from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from exp2nb.lab import Lab, arm_folder, sft_folder
 from exp2nb import arms as arms_module
 from exp2nb.arms import ArmRun, refuse_twin, run_arm
 from exp2nb.fast.bench import Workload, make_groups, our_gradient
-from exp2nb.config import UserError, make_config, override
+from exp2nb.config import UserError, make_config, override, sha256_of
 from exp2nb.engine import Sample
+from exp2nb.tools import run as run_module
+from exp2nb.tools.cli import configure
+from exp2nb.tools.run import exp2_run
+from exp2nb.tools.status import piece_status
 from exp2nb.tools.tune import tune
 from exp2nb.results import discover
 from exp2nb.store import Interrupted, altered_file, artifact_hash, files_record, read_json, read_jsonl
@@ -253,6 +258,12 @@ def test_two_seeds_with_the_same_weights_are_refused(copied):
 
 # ablations and tuning, on a copy in which some of the rollouts were right: so small a model solves nothing
 
+def seal(record):
+    "Let a record agree with the files that it names."
+    facts = {k:v for k,v in read_json(record).items() if k!='sha256'}
+    facts |= dict(files=files_record(record.parent, facts['files']))
+    record.write_text(json.dumps(facts | dict(sha256=sha256_of(facts)) if record.name=='trained.json' else facts))
+
 @pytest.fixture
 def solved(embedded, tmp_path):
     "A copy of the run folder whose RL arm was right at every third answer."
@@ -263,8 +274,7 @@ def solved(embedded, tmp_path):
     for name,change in changes.items():
         path = folder/f'{name}.jsonl'
         path.write_text(''.join(json.dumps(change(i, r))+'\n' for i,r in enumerate(read_jsonl(path))))
-    arm = read_json(folder/'arm.json')
-    (folder/'arm.json').write_text(json.dumps(arm | dict(files=files_record(folder, arm['files']))))
+    for name in ('arm.json', 'trained.json'): seal(folder/name)
     return top
 
 def ledger(top, arm): return read_jsonl(arm_folder(config(top, arm))/'ledger.jsonl')
@@ -296,23 +306,73 @@ def test_an_interrupted_rft_pays_for_its_generation_once(solved, tmp_path, monke
 
 def test_a_matched_arm_is_bound_to_the_rl_run_that_set_its_budget(solved):
     run_arm(config(solved, 'sft_mix'), progress=False)
-    path = arm_folder(config(solved, 'rl'))/'arm.json'
+    path = arm_folder(config(solved, 'rl'))/'trained.json'
     arm = read_json(path)
     path.write_text(json.dumps(arm | dict(ledger=arm['ledger'] | dict(sha256='0'*64))))
     with pytest.raises(UserError): run_arm(config(solved, 'sft_mix'), progress=False)
 
-def test_learning_rates_get_the_same_trials(solved):
-    rows = tune(config(solved, 'rl'), factors=(1., 2.), progress=False)
-    assert [(r['arm'], r['factor']) for r in rows]==[('rl', 1.), ('rl', 2.), ('sft_plus', 1.), ('sft_plus', 2.)]
-    rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
-    assert rows[0]['flops_model']==rl['spent']['model'] and rows[2]['flops_model']==pytest.approx(rl['spent']['model'], rel=.001)
-    assert rows[1]['rates']['matrix']==2*rows[0]['rates']['matrix']
-    assert sum(r['best']=='yes' for r in rows)==2 and tune(config(solved, 'rl'), factors=(1., 2.), progress=False)==rows
-    other = config(solved, 'rl', changes={'rl.rates.matrix':.123})
-    with pytest.raises(UserError, match='other learning rates'): tune(other, factors=(2.,), arms=('rl',), progress=False)
-    shutil.rmtree(solved/'tuning')
-    with pytest.raises(UserError, match='other learning rates'):   # than the preset's, which the finished arm had
-        tune(other, factors=(1.,), arms=('rl',), progress=False)
+def test_learning_rates_get_the_same_trials(embedded, tmp_path, monkeypatch):
+    "Every arm, on seeds that are not the study's; where nothing is solved, the smallest rates are as good, so the grid grows there, once."
+    monkeypatch.setattr(arms_module, 'evaluate', None)   # no test problem is answered
+    top, seeds, said = shutil.copytree(embedded[0], tmp_path/'run'), (7, 8), []
+    c = config(top, 'rl')
+    tune(c, ('rl',), (1.,), seeds, grow=0, progress=False)
+    for path in (top/'tuning').rglob('rollouts.jsonl'):   # rft needs something that was right
+        path.write_text(''.join(json.dumps(r | dict(correct=i%3==0))+'\n' for i,r in enumerate(read_jsonl(path))))
+        seal(path.parent/'trained.json')
+    rows = tune(c, ('sft_mix', 'rl', 'rft', 'sft_plus'), (1., 2.), seeds, grow=1, progress=False, say=said.append)
+    arms, factors = ('rl', 'sft_plus', 'rft', 'sft_mix'), sorted({r['factor'] for r in rows})
+    assert [(r['arm'], r['factor'], r['seed']) for r in rows]==[(a, f, s) for a in arms for f in factors for s in seeds]
+    assert len(said)==1 and 'edge of the grid' in said[0] and len(factors) > 2
+    assert rows==[json.loads(line) for line in (top/'tuning.jsonl').read_text().splitlines()]
+    paid = {(r['arm'], r['factor'], r['seed']): r['flops_model'] for r in rows}
+    assert all(x==pytest.approx(paid['rl', 1., k[2]], rel=.001) for k,x in paid.items() if k[0]!='rl')
+    rates = {(r['arm'], r['factor']): r['rates']['matrix'] for r in rows}
+    for a in arms: assert rates[a, 2.]==2*rates[a, 1.]
+    assert len({(top/'sft'/f'seed{s}'/'record.json').read_text() for s in seeds})==2   # each seed has its own SFT checkpoint
+    assert len(tune(c, arms, (1., 2.), seeds, grow=0, progress=False))==len(rows)
+    with pytest.raises(UserError, match='seed 0 is one of the study'): tune(c, ('rl',), (1.,), (0,), progress=False)
+    other = config(top, 'rl', changes={'rl.rates.matrix':.123})
+    with pytest.raises(UserError, match='other learning rates'): tune(other, ('rl',), (2.,), seeds, progress=False)
+
+# all is trained before a test problem is answered
+
+TRIO = ('sft', 'rl', 'sft_plus')
+
+def run_without_notebooks(notebook, out, run_dir, given):
+    "`run_notebook`, in this process."
+    if notebook=='run_arm.ipynb': run_arm(configure(**given), progress=False)
+
+def test_all_is_trained_before_a_test_problem_is_answered(embedded, tmp_path, monkeypatch, capsys):
+    "The arms are those of a run that evaluates as it goes; until the second command no file and no line holds a score on test."
+    c = config(tmp_path, 'sft')
+    monkeypatch.setattr(run_module, 'run_notebook', run_without_notebooks)
+    monkeypatch.setattr(run_module, 'verdict', lambda run_dir: dict(said='the analysis'))
+    with monkeypatch.context() as m:
+        m.setattr(Lab, '_task', None)             # a benchmark that is asked for fails
+        m.setattr(arms_module, 'evaluate', None)
+        for _ in range(2): said = exp2_run(replace(c, train_only=True))['said']
+    folders = [arm_folder(replace(c, arm=a)) for a in TRIO]
+    assert said.startswith('Trained: 3 arms. No test problem was answered.') and 'accuracy' not in capsys.readouterr().out
+    assert [piece_status(f)['state'] for f in folders]==['trained']*3 and not list(tmp_path.rglob('arm.json'))
+    assert not any((f/name).exists() for f in folders for name in ('items.jsonl', 'completions.jsonl', 'progress.json'))
+    before = {f: artifact_hash(f/'weights') for f in folders[1:]}
+    assert exp2_run(c)['said']=='the analysis' and [piece_status(f)['state'] for f in folders]==['done']*3
+    top, arms, _ = embedded
+    for f,a in zip(folders, TRIO):
+        r = read_json(f/'arm.json')
+        if a!='sft': assert artifact_hash(f/'weights')==before[f]
+        if a in arms: assert (r['weights_sha256'], r['scores'])==(arms[a]['weights_sha256'], arms[a]['scores'])
+    assert abs(r['residual']) < .001 and read_json(folders[1]/'arm.json')['spent']==r['target']
+    assert 'though 3 of them had been evaluated' in exp2_run(replace(c, train_only=True))['said']
+
+def test_the_notebook_of_a_trained_arm_shows_no_score(embedded, tmp_path):
+    "It shows the curves and what was spent."
+    top = shutil.copytree(embedded[0], tmp_path/'run', ignore=shutil.ignore_patterns('sft_plus'))
+    given = dict(preset='smoke', run_dir=str(top), n_train=64, n_test=8, dev=8, changes=' '.join(f'{k}={v}' for k,v in SMALL.items()))
+    said = papermill(tmp_path/'out.ipynb', arm='sft_plus', train_only=True, **given)
+    assert 'Trained, not evaluated' in said, said
+    assert not (top/'sft_plus/model-1.0/seed0/arm.json').exists()
 
 # the experiment without `exp2nb.fast`
 

@@ -103,8 +103,8 @@ def drawn_length(
 
 class DrawnRow(Row):
     "A row that ends at a drawn length."
-    def __init__(self, prompt, sample, max_new, seed, tok=None, calculator=True):
-        super().__init__(prompt, sample, max_new, seed, tok, calculator)
+    def __init__(self, prompt, sample, max_new, seed, *more):
+        super().__init__(prompt, sample, max_new, seed, *more)
         self.length = drawn_length(Random(seed).random(), max_new)
 
     def push(self, token, logprob):

@@ -88,8 +88,9 @@ def parameters(c:Config)->dict:
     return out | (dict(changes=changes) if changes else {})
 
 def flags(given:dict)->list:
-    "Parameters as arguments of a command."
-    return [x for k,v in given.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    "Parameters as arguments of a command; a flag stands alone."
+    option = lambda k, v: [f"--{k.replace('_', '-')}"] + ([] if v is True else [str(v)])
+    return [x for k,v in given.items() if v is not False for x in option(k, v)]
 
 # %% ../../nbs/tools/02_queue.ipynb #a6aa6acb
 OVERHEAD = 1.0    # measured time over planned time, embedded default
@@ -106,7 +107,7 @@ def pieces(cs:list)->dict:  # folder below the run folder → seconds
         if p['pretrain']['hours']: add(c, base_folder(c), p['pretrain']['hours'])
         if p['sft']['hours']: add(c, sft_folder(c), p['sft']['hours'])
         training = dict(sft=0., rl=p['rl']['hours']['total']).get(c.arm, p['sft_plus']['hours'])
-        judging = p['evaluation']['reference_hours' if c.arm=='sft' else 'hours']
+        judging = 0. if c.train_only else p['evaluation']['reference_hours' if c.arm=='sft' else 'hours']
         add(c, arm_folder(c), training+judging, p['around_arm'])
     return out
 
@@ -115,7 +116,8 @@ def minutes(
     expected=None   # `pieces(cs)`, where they are known
 )->float:
     "Estimated minutes of what is not finished yet of a queue, on this machine, installation aside."
-    done = lambda folder: (folder/'arm.json').exists() or (folder/'record.json').exists()
+    ended = ('arm.json', 'record.json', *['trained.json']*cs[0].train_only)
+    done = lambda folder: any((folder/name).exists() for name in ended)
     return sum(s for name,s in (expected or pieces(cs)).items() if not done(run_folder(cs[0])/name))/60
 
 # %% ../../nbs/tools/02_queue.ipynb #3f5e16cd
@@ -134,6 +136,7 @@ def exp2_queue(c:Config, **kwargs):
 # %% ../../nbs/tools/02_queue.ipynb #669117fe
 def arm_text(r:dict)->str:
     "An arm's result in one line."
+    if 'scores' not in r: return f"{r['arm']}, seed {r['seed']}: {r['steps']} steps, trained, not evaluated"
     scores = ', '.join(f'{t} {s["accuracy"]:.1%}' for t,s in r['scores']['end'].items())
     return f"{r['arm']}, seed {r['seed']}: {r['steps']} steps, {scores}"
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['start_notebook', 'notebook_error', 'stop_child', 'wait_for', 'run_notebook', 'run_launched', 'exp2_run',
-           'announcement', 'reach', 'verdict', 'dry_text']
+           'trained_text', 'announcement', 'reach', 'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, json, os, shlex, signal, subprocess, sys, time
 from pathlib import Path
 from fastcore.meta import delegates
 from ..config import Config, Flag, Text, UserError, Whole, run_folder
+from ..lab import arm_folder
 from ..store import read_json, write_json
 from .cli import Stopped, command, project_root, say_error
 from .plan import plan, plan_text
@@ -103,6 +104,7 @@ def exp2_run(
         say(f"{clock()} {r['name']}")
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', run_dir/'notebooks'/f"{r['name'].replace('/', '-')}.ipynb", run_dir, r['parameters'])
+    if c.train_only: return dict(run_dir=str(run_dir), said=trained_text(cs))
     if not has_verdict:
         return dict(run_dir=str(run_dir), said=f'No verdict: that needs the arms sft, rl and sft_plus in {run_dir}.')
     say(f'{clock()} analysis')
@@ -110,6 +112,12 @@ def exp2_run(
     return verdict(run_dir)
 
 # %% ../../nbs/tools/10_run.ipynb #97fb8e15
+def trained_text(cs)->str:
+    "What a run with `train_only` ends with."
+    done = sum((arm_folder(c)/'arm.json').exists() for c in cs)
+    seen = f', though {done} of them had been evaluated before' if done else ''
+    return f'Trained: {len(cs)} arms. No test problem was answered{seen}. The same command without --train-only evaluates them.'
+
 def announcement(cs, seeds, left)->str:
     "How many arms, and how long they take."
     where = plan(cs[0])['device']

@@ -15,7 +15,7 @@ from .cli import command, os_sentence
 # %% ../../nbs/tools/06_status.ipynb #8092d720
 def piece_status(
     folder,  # a folder with a config.json: base, sft/seed0, rl/model-1.0/seed0, …
-)->dict:     # state ('done', 'runs', 'stopped'), step, total, seconds, seconds_left, checkpoint, writer, quiet
+)->dict:     # state ('done', 'trained': not evaluated, 'runs', 'stopped'), step, total, seconds, seconds_left, checkpoint, writer, quiet
     "How far one stage or arm has come; times in seconds. Raises `UserError` for damaged metrics."
     folder = Path(folder)
     log = folder/'metrics.jsonl'
@@ -24,10 +24,12 @@ def piece_status(
     total = round(step/rows[-1]['fraction']) if rows else None
     pace = statistics.median(r['seconds'] for r in rows[1:][-20:]) if len(rows) > 1 else None   # the first step may have compiled the loops
     done = (folder/'arm.json').exists() or (folder/'record.json').exists()
+    trained = (folder/'trained.json').exists()
     writer = lock_holder(folder)
     left = None if pace is None else pace*(total-step)
-    return dict(state='done' if done else 'runs' if writer else 'stopped', step=step, total=total, seconds=sum(r['seconds'] for r in rows),
-                seconds_left=0. if done else left,
+    state = 'done' if done else 'runs' if writer else 'trained' if trained else 'stopped'
+    return dict(state=state, step=step, total=total, seconds=sum(r['seconds'] for r in rows),
+                seconds_left=0. if done or trained else left,
                 checkpoint=max((int(p.name[5:]) for p in checkpoints(folder)), default=None),
                 writer=writer, quiet=time.time()-log.stat().st_mtime if writer and rows else None)
 
@@ -77,6 +79,8 @@ def status_text(s:dict)->str:
         known = f"{least}{clock(s['seconds_left'])} of work left, evaluation aside"
         left = known if s['seconds_left'] else 'how long it will take is not known yet'
         if s.get('stopped'): lines.append(f"Asked process {', '.join(map(str, s['stopped']))} to save and stop.")
+        unscored = [p for p in open_ if p['state']=='trained']
+        if open_ and len(unscored)==len(open_): left = f'all is trained; arms that are not evaluated: {len(unscored)}'
         lines.append(left[0].upper() + left[1:] + '.' if open_ else 'Everything is done.')
     return '\n'.join(lines)
 
@@ -88,6 +92,7 @@ def _line(name, p):
     if p['writer']: line += f", process {p['writer']['pid']} on {p['writer']['host']}"
     if p['state']=='runs' and p['step']==p['total']: line += ', being evaluated'
     if p['quiet'] and p['quiet'] > 300: line += f", no news for {clock(p['quiet'])}"
+    if p['state']=='trained': line += ', not evaluated; the same command, without --train-only, does that'
     if p['state']=='stopped': line += f"; the same command continues from step {p['checkpoint'] or 0}"
     return line
 
