@@ -231,6 +231,8 @@ def load_budget(
     recorded = read_json(trained, needs=dict(ledger=SUMMARY))['ledger']
     check_owner(recorded, shape, task, path)
     check_complete(path, recorded, again)
+    finished = folder/'arm.json'   # an arm that was evaluated, too, has recorded the whole ledger
+    if finished.exists(): check_complete(path, read_json(finished, needs=dict(ledger=SUMMARY))['ledger'], again)
     return Budget(totals(read_rows(path)[:recorded['rows']])[basis], basis)
 
 # %% ../nbs/11_ledger.ipynb #25dcbe01
