@@ -21,7 +21,7 @@ from .config import Config, UserError, check_choice, device_of, git_revision, se
 from .engine import generate
 from .evaluate import Answers, Evaluation, chat_core, evaluate, fit_prompts, generated_answers, kl_to, score_rows
 from .grpo import GRPO, preflight
-from .lab import Lab, alone, arm_folder, base_folder, code_of, ledger_in, run_stage, save_weights, say
+from .lab import Lab, alone, arm_folder, base_folder, begun_threads, code_of, ledger_in, run_stage, save_weights, say
 from .ledger import Budget, budget_record, ledger_summary, load_budget, read_rows, totals
 from .store import (
     Interrupt, Interrupted, Jsonl, altered_file, check_config, files_record, load_artifact, read_json, read_jsonl, weights_hash, write_json)
@@ -249,7 +249,7 @@ def run_arm(
         if parallel.on_main(lambda: (folder/'arm.json').exists()):
             say(f'{folder} is finished already: nothing is done again.')
             return read_json(folder/'arm.json', dict(arm=str, scores=dict))
-        with Interrupt(f'the same command goes on from what is saved in {folder}.'):
+        with begun_threads(folder), Interrupt(f'the same command goes on from what is saved in {folder}.'):
             stage = parallel.together(lambda: ARMS[c.arm].make(run))
             info = train(run, stage)
             return read_trained(folder) if c.train_only else finish(run, stage, info)

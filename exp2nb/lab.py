@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['APART', 'arms_folder', 'arm_folder', 'base_folder', 'sft_folder', 'module_files', 'names_imported', 'imports_of',
            'closure', 'tree_of', 'tree_hash', 'code_of', 'reuse', 'Checkpoint', 'load_recorded', 'alone', 'say',
-           'shared', 'Lab', 'hash_of_data', 'run_stage', 'ledger_in', 'save_weights', 'make_tokenizer', 'given',
-           'make_base', 'make_sft']
+           'threads_of', 'begun_threads', 'shared', 'Lab', 'hash_of_data', 'run_stage', 'ledger_in', 'save_weights',
+           'make_tokenizer', 'given', 'make_base', 'make_sft']
 
 # %% ../nbs/18_lab.ipynb #a0dd7edb
 import ast, copy, functools, json, time
@@ -207,6 +207,27 @@ def say(text):
     "Print in the main process."
     if parallel.rank()==0: print(text, flush=True)
 
+# %% ../nbs/18_lab.ipynb #b51ee402
+def threads_of(folder)->int:  # None if it was not begun
+    "With how many CPU threads the piece in `folder` was begun, as its config.json says."
+    path = Path(folder)/'config.json'
+    return read_json(path, needs=dict(versions=dict(threads=int)))['versions']['threads'] if path.exists() else None
+
+@contextmanager
+def begun_threads(
+    folder   # of a piece
+):
+    "While open, PyTorch uses as many CPU threads as when the piece was begun, or as before if it was not."
+    now = torch.get_num_threads()
+    begun = parallel.world()==1 and threads_of(folder) or now
+    if begun!=now:
+        say(f'{folder} was begun with {begun} CPU threads and goes on with as many.')
+        torch.set_num_threads(begun)
+    try: yield
+    finally:
+        if begun!=now: torch.set_num_threads(now)
+
+# %% ../nbs/18_lab.ipynb #e6850b87
 def shared(
     folder,       # of the piece
     made_of:dict, # what determines it
@@ -214,7 +235,7 @@ def shared(
 ):
     "Make a shared piece unless it is there; weights that are gone are made again. Raises `UserError` if they come out differently."
     folder = Path(folder)
-    with alone(folder, wait=24*3600):
+    with alone(folder, wait=24*3600), begun_threads(folder):
         recorded = parallel.on_main(lambda: reuse(folder, made_of))
         if recorded and parallel.on_main(lambda: (folder/'weights').exists()): return
         began = time.time()

@@ -13,7 +13,7 @@ from statistics import fmean
 from ..arms import ARMS, ArmRun, check_same, greedy_on_dev, record_training
 from ..config import Config, Number, Several, UserError, Whole, Word
 from ..evaluate import score_rows
-from ..lab import alone, arm_folder, arms_folder, run_stage
+from ..lab import alone, arm_folder, arms_folder, begun_threads, run_stage
 from ..store import read_json, write_json
 from .cli import command
 from .queue import Vary, usual_vary
@@ -66,7 +66,7 @@ def trial(
     run = ArmRun(c, progress, folder, budget)
     with alone(folder):
         check_same(run)
-        came = train_trial(run)
+        with begun_threads(folder): came = train_trial(run)
         score = score_rows(greedy_on_dev(run, run.model).rows)['accuracy'] if came['finite'] else 0.
         setting = dict(arm=c.arm, match_on=c.match_on, budget=float(c.budget), seed=c.seed, factor=factor, rates=rates)
         row = setting | dict(dev_accuracy=score, **came)
