@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole experiment with one command: environment, arms, analysis. Started again, it goes on where it was.
-#   bash runs/exp2.sh [--preset P] [--task T] [--base PATH] [--arms a,b] [--seeds N] [--match-on B[,B]] [--run-dir DIR]
+#   bash runs/exp2.sh [--preset P] [--task T] [--base PATH] [--arms a,b] [--seeds N] [--jobs N] [--match-on B[,B]] [--run-dir DIR]
 #                     [--budgets 0.25,0.5,1] [--sft-passes 1,2,4] [--vary arm|sft|base] [--data-dir DIR] [--changes '…'] [--dry-run]
 # These and more are the options of exp2_run, which does the work: once the environment is there, exp2_run --help lists them all.
 set -u

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 RUNS = Path(__file__).parent.parent/'runs'
-SCRIPTS = sorted([*RUNS.glob('*.sh'), RUNS/'slurm.sbatch'])
+SCRIPTS = sorted([*RUNS.glob('*.sh'), *RUNS.glob('*.sbatch')])
 ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 INSTALLED = shutil.which('exp2_run', path=ENV['PATH'])
 pytestmark = pytest.mark.skipif(not INSTALLED, reason='the console scripts are not installed: pip install -e .')
@@ -63,6 +63,9 @@ WRONG = [
     (['exp2.sh', '--budgets', '0.5,2'], '--budgets must be a number above 0 and at most 1'),
     (['exp2.sh', '--preset', 'smoke', '--seeds', '1', '--seeds', '2'], '--seeds is given twice'),
     (['slurm.sbatch', '--match-on', 'flops', '--dry-run'], "--match-on 'flops' is not known"),
+    (['slurm_seeds.sbatch', '--seeds', '10'], 'one task of an array runs one seed: sbatch --array=0-9'),
+    (['exp2.sh', '--seeds', '2', '--only-seed', '2'], '--only-seed 2 is not among the seeds 0 to 1'),
+    (['exp2.sh', '--seeds', '2', '--jobs', '2', '--match-on', 'seconds'], 'run one at a time: give --jobs 1'),
     (['spot.sh'], "name the bucket's folder"),
     (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'),
     (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
@@ -171,6 +174,29 @@ def test_slurm_passes_the_signal_on_and_queues_again(tmp_path):
     job.send_signal(signal.SIGTERM)
     assert job.wait(120)==143
     assert log.read_text().splitlines()==['begun', 'scancel --signal=TERM 77', 'saved', 'scontrol requeue 77']
+
+def seeds_task(tmp_path, exp2):
+    "Task 3 of an array in a project whose exp2.sh is a stand-in, under a Slurm that only takes notes."
+    p, bin = project(tmp_path, exp2), tmp_path/'bin'
+    program(bin, 'scontrol', 'echo "scontrol $*" >> "$LOG"\n')
+    job = dict(SLURM_SUBMIT_DIR=str(p), SLURM_JOB_ID='81', SLURM_ARRAY_JOB_ID='77', SLURM_ARRAY_TASK_ID='3')
+    env = {**ENV, **job, 'PATH':f"{bin}:{ENV['PATH']}", 'LOG':str(tmp_path/'log')}
+    shutil.copy(p/'runs'/'slurm_seeds.sbatch', tmp_path/'slurm_script')
+    args = ['bash', tmp_path/'slurm_script', '--seeds', '10', '--changes', "sft.identity=$(touch pwned) it's"]
+    return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), tmp_path/'log'
+
+def test_a_task_of_an_array_runs_its_seed_and_ends_as_exp2_ends(tmp_path):
+    job, log = seeds_task(tmp_path, 'printf "<%s>" "$@" >> "$LOG"; exit 2\n')
+    assert job.wait(60)==2
+    assert log.read_text()=="<--only-seed><3><--seeds><10><--changes><sft.identity=$(touch pwned) it's>"
+
+def test_a_task_of_an_array_saves_and_is_queued_again(tmp_path):
+    wait = 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 3000); do sleep .1; done\n'
+    job, log = seeds_task(tmp_path, wait)
+    until(lambda: log.exists() and log.read_text())
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(120)==143
+    assert log.read_text().splitlines()==['begun', 'saved', 'scontrol requeue 81']
 
 def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
     (tmp_path/'runs').mkdir(); (tmp_path/'.venv/bin').mkdir(parents=True)
