@@ -46,9 +46,9 @@ def test_readme_and_index_ask_the_same_question():
     assert title in index and asked in index
 
 def test_readme_says_what_the_record_says():
-    result = json.loads((ROOT/'records/embedded/result.json').read_text(encoding='utf-8'))
+    result = json.loads((ROOT/'records/embedded/first/result.json').read_text(encoding='utf-8'))
     verdict, arms = result['verdict'], {arm: row['stories']['mean'] for arm,row in result['arms'].items()}
-    for page in (README, (ROOT/'records/embedded/README.md').read_text(encoding='utf-8')):
+    for page in (README, (ROOT/'records/embedded/first/README.md').read_text(encoding='utf-8')):
         assert f"{in_points(abs(verdict['difference']))} points below extra SFT" in page
         assert ' to '.join(map(in_points, verdict['interval'])) in page
         for gain in (arms['rl']-arms['sft'], arms['sft_plus']-arms['sft']): assert in_points(gain) in page

@@ -23,7 +23,7 @@ def piece_status(
     step = rows[-1]['step']+1 if rows else 0
     total = round(step/rows[-1]['fraction']) if rows else None
     pace = statistics.median(r['seconds'] for r in rows[1:][-20:]) if len(rows) > 1 else None   # the first step may have compiled the loops
-    done = (folder/'arm.json').exists() or (folder/'record.json').exists()
+    done = any((folder/name).exists() for name in ('arm.json', 'record.json', 'trial.json'))
     trained = (folder/'trained.json').exists()
     writer = lock_holder(folder)
     left = None if pace is None else pace*(total-step)
