@@ -154,7 +154,7 @@ def facts(run_dir, stages=FOLDERS):
         folder = run_dir/FOLDERS[stage]
         for f in sorted(folder.glob('*.jsonl')): out[f'{stage} {f.name}'] = without_times(read_jsonl(f))
         for f in ('arm.json', 'preflight.json', 'samples.json'):
-            if (folder/f).exists(): out[f'{stage} {f}'] = without_times(read_json(folder/f))
+            if (folder/f).exists(): out[f'{stage} {f}'] = without_times(read_json(folder/f, needs=None))
         for f in 'weights', 'best_dev':
             if (folder/f).exists(): out[f'{stage} {f}'] = artifact_hash(folder/f)
         tensors, tree = pack(load_checkpoint(folder)[1])
