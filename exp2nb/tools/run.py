@@ -127,7 +127,8 @@ def gpu_names()->list:
 def stands(r:dict, run_dir, done)->str:
     "Where a run stands, in a line: the piece that it makes now, its step, the time left."
     name = next((m for m in r['makes'] if m not in done), r['name'])
-    s = piece_status(run_dir/name)
+    try: s = piece_status(run_dir/name)
+    except UserError as e: return f"{r['name']}: {e}"   # a damaged file is for the run itself to refuse
     step = f"step {s['step']} of {s['total']}" if s['total'] else 'at work'
     left = f", {clock(s['seconds_left'])} left" if s['seconds_left'] else ', being evaluated' if s['step']==s['total'] else ''
     return f"{r['name']}: {'' if name==r['name'] else name+', '}{step}{left}"
