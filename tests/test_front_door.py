@@ -1,9 +1,11 @@
 """What a newcomer meets first holds.
 
 README says what the record says, every link leads somewhere, nbdev leaves README alone, the workflows are sound."""
+import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -57,6 +59,38 @@ def test_readme_says_what_the_record_says():
 def test_readme_shows_every_preset():
     from exp2nb.config import PRESETS
     for name in PRESETS: assert f'| `{name}` |' in README
+
+# The registered plan
+
+def commands_of_the_plan():
+    text = (ROOT/'records/embedded/PLAN.md').read_text(encoding='utf-8')
+    return [shlex.split(line) for line in re.findall(r'^(?:exp2|papermill).*$', text, re.M)]
+
+def test_the_plans_commands_are_the_ones_that_exist():
+    "Their options are read, and what they queue is what the page promises: no arm twice, ten seeds of what decides, all held from test."
+    from exp2nb.lab import arm_folder
+    from exp2nb.tools.cli import collected, make_parser, parse
+    from exp2nb.tools.queue import queue
+    from exp2nb.tools.run import exp2_run
+    from exp2nb.tools.tune import exp2_tune
+    found, tuned = [], []
+    for name,*argv in commands_of_the_plan():
+        if name=='papermill': continue
+        f = dict(exp2_run=exp2_run, exp2_tune=exp2_tune)[name]
+        given, _ = parse(make_parser(name, '', f.options), f.options, [a.replace('$RATES', 'rft.rates.matrix=0.04') for a in argv])
+        given = collected(f, given)
+        if f is exp2_tune: tuned.append(given)
+        else:
+            runs = queue(given['c'], **{k:v for k,v in given.items() if k in inspect.signature(queue).parameters and k!='c'})
+            assert all(c.train_only and c.vary=='sft' and c.rft.rates.matrix==.04 for c in runs)
+            assert given['jobs']==1 or all(c.match_on!='seconds' for c in runs)
+            found += [str(arm_folder(c).relative_to('out')) for c in runs]
+    assert len(found)==len(set(found)) and len(tuned)==1
+    ten = ('sft/model', 'rl/model', 'sft_plus/model', 'sft_plus/executed', 'rft/model', 'sft_mix/model')
+    assert [f for f in found if f.startswith('study/') and '-1.0/' in f and f.count('/')==3 and 'rl_random' not in f]==[
+        f'study/{arm}-1.0/seed{s}' for s in range(10) for arm in ten]
+    assert sum('rl_random' in f for f in found)==3 and not set(tuned[0]['tuning_seeds']) & set(range(10))
+    assert set(tuned[0]['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix'}
 
 # Links
 
