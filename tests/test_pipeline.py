@@ -335,6 +335,26 @@ def test_learning_rates_get_the_same_trials(embedded, tmp_path, monkeypatch):
     other = config(top, 'rl', changes={'rl.rates.matrix':.123})
     with pytest.raises(UserError, match='other learning rates'): tune(other, ('rl',), (2.,), seeds, progress=False)
 
+# where the context ends
+
+def test_rl_counts_the_answers_that_the_context_cuts(embedded, tmp_path):
+    "They are rewarded like any other answer; prompts that leave no room are refused before anything is trained."
+    lab = Lab(config(embedded[0], 'rl'), False)
+    task, tok = lab.problems[0], lab.base.tok
+    prompts = [len(tok.render_prompt(task.conversation(task[i]))) for i in range(len(task))]
+    c = config(tmp_path/'run', 'rl', changes={'model.context':max(prompts)+4, 'eval.max_new':8})
+    arm, folder = run_arm(c, progress=False), arm_folder(c)
+    rows = read_jsonl(folder/'rollouts.jsonl')
+    room = {i: max(prompts)+4-n for i,n in enumerate(prompts)}
+    assert all(len(r['tokens']) <= min(c.rl.max_new, room[r['problem']]) for r in rows)
+    assert all(r['full']==(not r['stopped'] and len(r['tokens'])==room[r['problem']] < c.rl.max_new) for r in rows)
+    assert all(r['reward']==float(r['correct']) for r in rows)
+    full = sum(r['full'] for r in rows)
+    assert arm['context_full']==full==sum(r.get('context_full', 0) for r in read_jsonl(folder/'metrics.jsonl') if r['step'] >= 0) > 0
+    c = config(tmp_path/'short', 'rl', changes={'model.context':max(prompts), 'eval.max_new':8})
+    assert 'have a prompt that fills the context' in refused(c)
+    assert not (arm_folder(c)/'metrics.jsonl').exists()
+
 # all is trained before a test problem is answered
 
 TRIO = ('sft', 'rl', 'sft_plus')
