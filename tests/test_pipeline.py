@@ -17,7 +17,7 @@ from exp2nb.tools.tune import tune
 from exp2nb.results import discover
 from exp2nb.store import Interrupted, altered_file, artifact_hash, files_record, read_json, read_jsonl
 from exp2nb.sandbox.sandbox import usable_cores
-from exp2nb.train import Supervised
+from exp2nb.train import Supervised, check_finite
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/'nbs'/'run_arm.ipynb'
@@ -334,6 +334,22 @@ def test_learning_rates_get_the_same_trials(embedded, tmp_path, monkeypatch):
     with pytest.raises(UserError, match='seed 0 is one of the study'): tune(c, ('rl',), (1.,), (0,), progress=False)
     other = config(top, 'rl', changes={'rl.rates.matrix':.123})
     with pytest.raises(UserError, match='other learning rates'): tune(other, ('rl',), (2.,), seeds, progress=False)
+
+def test_a_trial_that_goes_astray_is_a_trial(embedded, tmp_path, monkeypatch):
+    "Rates at which the loss is no number anymore count as 0 % on dev, and the others are still tried; any other error stops the tuning."
+    top = shutil.copytree(embedded[0], tmp_path/'run')
+    c, step = config(top, 'rl'), Supervised.step
+    tune(c, ('rl',), (1.,), (7,), grow=0, progress=False)
+    def astray(self):
+        check_finite(float('nan') if '/x2/' in str(self.folder) else 1., 'the loss', self.n, [], self.folder)
+        return step(self)
+    monkeypatch.setattr(Supervised, 'step', astray)
+    rows = tune(c, ('sft_plus',), (1., 2.), (7,), grow=0, progress=False)
+    got = [(r['factor'], r['finite'], r['best']) for r in rows if r['arm']=='sft_plus']
+    assert got==[(1., True, 'yes'), (2., False, '')] and rows[-1]['dev_accuracy']==0
+    def broken(self): raise UserError('the disk is full.')
+    monkeypatch.setattr(Supervised, 'step', broken)
+    with pytest.raises(UserError, match='the disk is full'): tune(c, ('sft_plus',), (4.,), (7,), grow=0, progress=False)
 
 # where the context ends
 
