@@ -1438,6 +1438,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'exp2nb.tools.run.failure': ('tools/run.html#failure', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.family': ('tools/run.html#family', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.gpu_names': ('tools/run.html#gpu_names', 'exp2nb/tools/run.py'),
+                                  'exp2nb.tools.run.has_verdict': ('tools/run.html#has_verdict', 'exp2nb/tools/run.py'),
+                                  'exp2nb.tools.run.no_report': ('tools/run.html#no_report', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.notebook_error': ('tools/run.html#notebook_error', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.notebook_of': ('tools/run.html#notebook_of', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.of_seed': ('tools/run.html#of_seed', 'exp2nb/tools/run.py'),

@@ -146,7 +146,7 @@ def pieces(
     def planned(passes, budget): return plan(replace(cs[0], sft_passes=passes, budget=budget), devices=devices)
     for c in cs:
         p = planned(c.sft_passes, c.budget)   # at its own budget and length of SFT
-        if p['pretrain']['hours']: add(c, base_folder(c), p['pretrain']['hours'])
+        if p['pretrain']['hours']: add(c, base_folder(c), p['pretrain']['hours']/(jobs if gpu else 1))   # all GPUs make it
         if p['sft']['hours']: add(c, sft_folder(c), p['sft']['hours'])
         training = dict(sft=0., rl=p['rl']['hours']['total']).get(c.arm, p['sft_plus']['hours'])
         judging = 0. if c.train_only else p['evaluation']['reference_hours' if c.arm=='sft' else 'hours']

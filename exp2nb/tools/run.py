@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['start_notebook', 'notebook_error', 'family', 'stop_children', 'wait_for', 'failure', 'end_with', 'run_notebook',
            'run_launched', 'notebook_of', 'places', 'gpu_names', 'stands', 'Lines', 'SideBySide', 'one_by_one',
-           'of_seed', 'write_plan', 'exp2_run', 'trained_text', 'announcement', 'at_once', 'reach', 'verdict',
-           'dry_text']
+           'of_seed', 'write_plan', 'exp2_run', 'has_verdict', 'no_report', 'trained_text', 'announcement', 'at_once',
+           'reach', 'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, json, math, os, shlex, signal, subprocess, sys, time
 from pathlib import Path
 import psutil, torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from tqdm import tqdm
 from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
@@ -168,12 +168,18 @@ class SideBySide:
         say,           # function(text)
         passed         # function() → the time that has passed, as text
     ):
-        self.run_dir, self.jobs, self.threads, self.gpus, self.passed = run_dir, q['jobs'], q['threads'], gpus, passed
-        def wide(r): return 1 if gpus else places(r, run_dir, self.jobs, self.threads)
-        self.waiting = [r | dict(slots=wide(r)) for r in q['runs']]
-        self.going = {}       # process → its run
+        store_attr('run_dir,gpus,passed')
+        self.jobs = q['jobs']
+        self.threads = q['threads']
         self.train_only = q['train_only']
         self.done = finished(run_dir, q['pieces'], self.train_only)
+        first, *others = q['runs']
+        awaited = {m for r in others if r['seed']!=first['seed'] for m in r['makes']} - self.done
+        def wide(r):
+            if not gpus: return places(r, run_dir, self.jobs, self.threads)
+            return self.jobs if r is first and awaited & set(r['makes']) else 1
+        self.waiting = [r | dict(slots=wide(r)) for r in q['runs']]
+        self.going = {}       # process → its run
         self.failed = None    # exit code and sentence of the first failure
         self.lines = Lines(say)
 
@@ -183,7 +189,7 @@ def start(self:SideBySide, r:dict):
     "Begin a run."
     self.waiting.remove(r)
     env = dict(os.environ, OMP_NUM_THREADS=str(self.threads), MKL_NUM_THREADS=str(self.threads))
-    if self.gpus:
+    if self.gpus and r['slots'] < self.jobs:
         r['gpu'] = next(g for g in self.gpus if g not in [x['gpu'] for x in self.going.values()])
         env['CUDA_VISIBLE_DEVICES'] = r['gpu']
     out = notebook_of(self.run_dir, r)
@@ -274,7 +280,6 @@ def exp2_run(
     whole = queue(c, **kwargs)
     cs = of_seed(whole, only_seed)
     seeds = len({x.seed for x in whole})
-    has_verdict = {'sft', 'rl', 'sft_plus'} <= {x.arm for x in whole}
     if launcher and jobs > 1: raise UserError(f'a launcher starts each arm on all it was given: leave out --jobs {jobs}, or --launcher.')
     q = queue_data(cs, 1 if launcher else jobs)
     if dry_run: return dict(said=dry_text(cs, launcher, q), **q)
@@ -283,20 +288,30 @@ def exp2_run(
     for name in ('notebooks', 'report'): (run_dir/name).mkdir(parents=True, exist_ok=True)
     write_plan(run_dir, whole, queue_data(whole, 1) | dict(jobs=seeds) if only_seed else q)
     say(announcement(cs, only_seed or seeds, q))
-    if has_verdict and not only_seed: say(reach(c, seeds, cs[0].vary))
+    if has_verdict(whole) and not only_seed: say(reach(c, seeds, cs[0].vary))
     say(f'From another shell, exp2_status {run_dir} says how far it has come.')
     passed = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
     if q['jobs'] > 1: SideBySide(q, run_dir, gpu_names() if device_of(c)=='cuda' else [], say, passed).go()
     else: one_by_one(q['runs'], run_dir, launcher, say, passed)
-    if c.train_only: return dict(run_dir=str(run_dir), said=trained_text(cs))
-    if not has_verdict: return dict(run_dir=str(run_dir), said=f'No verdict: that needs the arms sft, rl and sft_plus in {run_dir}.')
-    if open_ := [r['name'] for r in map(run_data, whole) if not finished(run_dir, [r['name']])]:
-        return dict(run_dir=str(run_dir), said=f'No report yet: {len(open_)} arms of other seeds are not finished; the last one reports.')
+    if why := no_report(c, cs, whole): return dict(run_dir=str(run_dir), said=why)
     say(f'{passed()} analysis')
     run_notebook('analysis.ipynb', run_dir/'report'/'analysis.ipynb', run_dir, dict(run_dirs=[str(run_dir)]))
     return verdict(run_dir)
 
 # %% ../../nbs/tools/10_run.ipynb #97fb8e15
+def has_verdict(cs)->bool:
+    "Does a queue have the arms that a verdict compares?"
+    return {'sft', 'rl', 'sft_plus'} <= {x.arm for x in cs}
+
+def no_report(c:Config, cs, whole)->str:
+    "Why there is nothing to report at the end of `cs`, a part of the `whole` queue; '' if there is."
+    run_dir = run_folder(c)
+    if c.train_only: return trained_text(cs)
+    if not has_verdict(whole): return f'No verdict: that needs the arms sft, rl and sft_plus in {run_dir}.'
+    names = [r['name'] for r in map(run_data, whole)]
+    missing = set(names) - finished(run_dir, names)
+    return f'No report yet: {len(missing)} arms of other seeds are not finished; the last one reports.' if missing else ''
+
 def trained_text(cs)->str:
     "What a run with `train_only` ends with."
     done = sum((arm_folder(c)/'arm.json').exists() for c in cs)
