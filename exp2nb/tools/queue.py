@@ -198,7 +198,7 @@ def minutes(
     return lasts([run_data(c) for c in cs], expected, jobs, made)/60
 
 # %% ../../nbs/tools/02_queue.ipynb #a4ed89fc
-PROCESS = 2.5e9   # bytes that a run takes besides its model: Python, libraries, data, freed memory that is kept (the most measured: 2.1e9)
+PROCESS = 2.5e9   # bytes that a run takes besides its model: Python, libraries, data, freed memory that is kept (the most measured: 2.3e9)
 
 def free_memory(root='/')->int:
     "Bytes of memory that are free: the machine's, or what the limits of this process's cgroups leave."
