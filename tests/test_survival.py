@@ -450,7 +450,7 @@ def test_the_script_passes_a_signal_to_the_writer_and_waits(tmp_path, expected, 
         p.wait()
     finally: p.kill()
     text = output(run_dir)
-    assert p.returncode==143 and 'The same command goes on from the last checkpoint' in text, text
+    assert p.returncode==128+number and 'The same command goes on from the last checkpoint' in text, text
     step, _ = load_checkpoint(sft)
     assert step==4==len(read_jsonl(sft/'metrics.jsonl'))   # the step that it was in is done and saved
     assert lock_holder(sft) is None

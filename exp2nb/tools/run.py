@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
 from ..lab import arm_folder, threads_of
 from ..stats import fewest_seeds
-from ..store import read_json, write_json
+from ..store import Interrupted, read_json, write_json
 from .cli import Stopped, command, project_root, say_error
 from .plan import plan, plan_text
 from .queue import Jobs, QUEUED, finished, flags, next_run, parameters, queue, queue_data, run_data
@@ -81,7 +81,7 @@ def failure(out, log)->tuple:
     "What stopped a notebook: the exit code and the sentence that this program ends with."
     name, message = notebook_error(out)
     if name=='UserError': return 2, message
-    if name=='Interrupted': return 143, message
+    if name=='Interrupted': return Interrupted(message).code, message
     return 1, f'{out} stopped ({name} {message}): the whole log is in {log}.'
 
 def end_with(code:int, sentence):
@@ -207,7 +207,7 @@ def ended(self:SideBySide, child):
         log.unlink()
         return self.lines.tell(f"{self.passed()} {r['name']} is done.")
     code, sentence = failure(out, log)
-    if code==143: end_with(code, sentence)   # asked to stop
+    if code in (130, 143): end_with(code, sentence)   # asked to stop
     self.failed = self.failed or (code, sentence)
     missing = set(r['makes']) - self.done
     without = [w for w in self.waiting if w['seed']==r['seed'] or missing & set(w['makes'])]
