@@ -1398,6 +1398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'exp2nb.tools.plan.sft_step': ('tools/plan.html#sft_step', 'exp2nb/tools/plan.py'),
                                    'exp2nb.tools.plan.together': ('tools/plan.html#together', 'exp2nb/tools/plan.py')},
             'exp2nb.tools.queue': { 'exp2nb.tools.queue._file_cache': ('tools/queue.html#_file_cache', 'exp2nb/tools/queue.py'),
+                                    'exp2nb.tools.queue._number': ('tools/queue.html#_number', 'exp2nb/tools/queue.py'),
                                     'exp2nb.tools.queue.arm_text': ('tools/queue.html#arm_text', 'exp2nb/tools/queue.py'),
                                     'exp2nb.tools.queue.exp2_arm': ('tools/queue.html#exp2_arm', 'exp2nb/tools/queue.py'),
                                     'exp2nb.tools.queue.exp2_queue': ('tools/queue.html#exp2_queue', 'exp2nb/tools/queue.py'),

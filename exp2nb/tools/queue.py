@@ -211,13 +211,15 @@ def free_memory(root='/')->int:
         limit, used = ('memory.limit_in_bytes', 'memory.usage_in_bytes') if controllers else ('memory.max', 'memory.current')
         here = top/path.strip('/')
         for folder in (f for f in (here, *here.parents) if f.is_relative_to(top)):
-            try: free.append(int((folder/limit).read_text()) - int((folder/used).read_text()) + _file_cache(folder))
+            try: free.append(_number(folder/limit) - _number(folder/used) + _file_cache(folder))
             except (OSError, ValueError): continue   # no such group, or no limit
     return max(0, min(free))
 
+def _number(path)->int: return int(path.read_text(encoding='ascii'))
+
 def _file_cache(folder)->int:
     "Bytes of a group's memory that hold files which are on the disk as well: they make room when it is needed."
-    lines = (folder/'memory.stat').read_text().split('\n')
+    lines = (folder/'memory.stat').read_text(encoding='ascii').splitlines()
     return sum(int(l.split()[1]) for l in lines if l.startswith('inactive_file '))
 
 # %% ../../nbs/tools/02_queue.ipynb #34ab1689
