@@ -34,6 +34,6 @@ step 'exported files in sync, notebooks clean' in_sync
 step 'lint' ruff check exp2nb tests
 step 'every module imports in a fresh process' imports
 step 'notebooks (nbdev_test)' nbdev_test --n_workers 2 --do_print
-step 'tests/' python -m pytest -q "$@"
+step 'tests/' python -m pytest -q -n 2 --dist loadfile "$@"   # a test runs on one thread, so two at a time; those of a file share their runs
 if [ ${#failed[@]} -gt 0 ]; then echo "FAILED after $((SECONDS-began)) s: ${failed[*]}"; exit 1; fi
 echo "All green after $((SECONDS-began)) s."
