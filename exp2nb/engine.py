@@ -548,6 +548,7 @@ def run_rows(model, prompts, all_rows, rows, how, tok, dtype, progress)->Rollout
     with torch.accelerator.device_index(device.index), autocast, weights: run.run()
     return run
 
+# %% ../nbs/15_engine.ipynb #de9ef92d
 @torch.no_grad()
 def generate(
     model,                # a model of the protocol

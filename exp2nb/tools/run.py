@@ -318,6 +318,7 @@ def trained_text(cs)->str:
     seen = f', though {done} of them had been evaluated before' if done else ''
     return f'Trained: {len(cs)} arms. No test problem was answered{seen}. The same command without --train-only evaluates them.'
 
+# %% ../../nbs/tools/10_run.ipynb #993ffdd7
 def announcement(cs, seeds, q:dict)->str:
     "How many arms, and how long they take."
     where, left = plan(cs[0])['device'], q['minutes']
@@ -340,6 +341,7 @@ def reach(c, seeds:int, vary:str)->str:
     about = one if seeds==1 else some
     return f'{about}: a verdict takes {need} seeds (--seeds {need}), about {time} here.'
 
+# %% ../../nbs/tools/10_run.ipynb #1a7e6da9
 def verdict(run_dir)->dict:
     "Where the report is, and what it says."
     from exp2nb.report import verdict_line
