@@ -227,8 +227,8 @@ def test_billed_is_not_executed(tmp_path):
 def test_the_record_of_the_old_rule_can_still_be_read():
     "records/embedded/first was written by schema 1: its verdict and figures show; the schema of today refuses it by name."
     path = Path(__file__).parent.parent/'records'/'embedded'/'first'/'result.json'
-    if not path.exists() or read_json(path)['schema']!=1: pytest.skip('the committed record is of another schema')
     old = read_json(path)
+    assert old['schema']==1
     assert verdict_line(path).startswith('Verdict: ') and set(draw(old))>={'accuracy_vs_flops', 'benchmarks', 'over_budgets'}
     with pytest.raises(UserError, match='scope'): check_result(old)
 

@@ -167,9 +167,11 @@ def test_slurm_ends_as_exp2_ends(tmp_path):
     job, _ = slurm(tmp_path, 'echo "error: an arm stopped" >&2; exit 1\n')
     assert job.wait(60)==1 and 'an arm stopped' in job.stdout.read()
 
+# an exp2.sh that works until it is asked to save
+WAIT = 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 3000); do sleep .1; done\n'
+
 def test_slurm_passes_the_signal_on_and_queues_again(tmp_path):
-    wait = 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 3000); do sleep .1; done\n'
-    job, log = slurm(tmp_path, wait)
+    job, log = slurm(tmp_path, WAIT)
     until(lambda: log.exists() and log.read_text())
     job.send_signal(signal.SIGTERM)
     assert job.wait(120)==143
@@ -191,8 +193,7 @@ def test_a_task_of_an_array_runs_its_seed_and_ends_as_exp2_ends(tmp_path):
     assert log.read_text()=="<--only-seed><3><--seeds><10><--changes><sft.identity=$(touch pwned) it's>"
 
 def test_a_task_of_an_array_saves_and_is_queued_again(tmp_path):
-    wait = 'trap \'echo saved >> "$LOG"; exit 143\' TERM; echo begun >> "$LOG"; for i in $(seq 3000); do sleep .1; done\n'
-    job, log = seeds_task(tmp_path, wait)
+    job, log = seeds_task(tmp_path, WAIT)
     until(lambda: log.exists() and log.read_text())
     job.send_signal(signal.SIGTERM)
     assert job.wait(120)==143
