@@ -21,7 +21,8 @@ from .config import Config, UserError, check_choice, device_of, git_revision, se
 from .engine import generate
 from .evaluate import Answers, Evaluation, chat_core, evaluate, fit_prompts, generated_answers, kl_to, score_rows
 from .grpo import GRPO, preflight
-from .lab import Lab, alone, arm_folder, base_folder, begun_threads, code_of, ledger_in, run_stage, save_weights, say
+from .lab import (Lab, alone, arm_folder, base_folder, begun_threads, code_of, kept_tokens, ledger_in, run_stage, save_weights,
+                        say)
 from .ledger import Budget, budget_record, ledger_summary, load_budget, read_rows, totals
 from .store import (
     Interrupt, Interrupted, Jsonl, altered_file, check_config, files_record, load_artifact, read_json, read_jsonl, weights_hash, write_json)
@@ -145,7 +146,8 @@ def more_sft(
     "A supervised stage that spends the RL arm's budget."
     c, s = run.c, settings or run.c.sft_plus
     budget = run.rl.budget
-    stream = Conversations(conversations, tok or run.tok, seed_of('sft', c.seed), run.model.shape.context)
+    kept = None if tok else kept_tokens(run.lab, run.tok)
+    stream = Conversations(conversations, tok or run.tok, seed_of('sft', c.seed), run.model.shape.context, kept)
     return Supervised('sft', run.model, s.rates, stream, budget, run.ledger(), s.batch_tokens, c.sft.micro_tokens,
                       dtype=run.lab.dtype, paid=paid)
 
@@ -457,7 +459,8 @@ def summary(run:ArmRun, info, scores, not_run)->dict:
                spent=spent, scores=scores,
                chat_core=chat_core({t: s['accuracy'] for t,s in end.items()}, {t: lab.tasks[t].chance for t in end}),
                not_run=[dict(task=t, why=why) for t,why in not_run.items()],
-               eval_settings=asdict(c.eval) | dict(n_test=c.n_test), ledger=ledger_summary(folder/'ledger.jsonl'),
+               eval_settings=asdict(c.eval) | dict(n_test=c.n_test, choice_form=lab.choice_form),
+               ledger=ledger_summary(folder/'ledger.jsonl'),
                files=files_record(folder, FILES),
                git=git_revision(), versions=versions(), **info)
     if ARMS[c.arm].matched: out |= matching(run, spent, info)

@@ -234,6 +234,7 @@ class EvalConfig:
     max_items:Cap = 0               # problems a task; 0: all
     rows:Whole(1, 10**6) = 256      # rows that decode together
     curve:Whole(0, 10**6) = 8       # greedy dev scores along the budget, the same number for each arm
+    choice_form:Word('auto', 'plain', 'nanochat') = 'auto'  # how choice questions are asked, in SFT too; auto: as the base knows them
     kl_prompts:Cap = 64             # dev prompts on which the distance to the SFT checkpoint is taken
     allow_unsafe:Flag() = False     # run HumanEval's programs even where nothing isolates them; stamped into the score
 

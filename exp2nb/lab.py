@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['APART', 'arms_folder', 'arm_folder', 'base_folder', 'sft_folder', 'module_files', 'names_imported', 'imports_of',
            'closure', 'tree_of', 'tree_hash', 'code_of', 'reuse', 'Checkpoint', 'load_recorded', 'alone', 'say',
-           'threads_of', 'begun_threads', 'shared', 'Lab', 'hash_of_data', 'run_stage', 'ledger_in', 'save_weights',
-           'make_tokenizer', 'given', 'make_base', 'make_sft']
+           'threads_of', 'begun_threads', 'shared', 'Lab', 'hash_of_data', 'run_stage', 'ledger_in', 'kept_tokens',
+           'save_weights', 'make_tokenizer', 'given', 'make_base', 'make_sft']
 
 # %% ../nbs/18_lab.ipynb #a0dd7edb
 import ast, copy, functools, json, time
@@ -22,9 +22,9 @@ from .ledger import Ledger
 from .mixture import pretrain_texts, sft_mixture, target_tasks, tokenizer_texts
 from .model import Transformer
 from .store import RunLock, load_artifact, read_json, save_model, weights_hash, write_json, say_once
-from .tasks import make_task, spelling_words
+from .tasks import choice_form_of, make_task, spelling_words
 from .tokenizer import Tokenizer, train_tokenizer
-from .train import Amount, Conversations, Run, Supervised, Text
+from .train import Amount, Conversations, Kept, Run, Supervised, Text
 from .fast import register
 from .bases.base import load_base
 from .tools.tracker import Tracker
@@ -272,7 +272,15 @@ class Lab:
     @functools.cached_property
     def mixture(self):
         "Conversations of the SFT stage, by index."
-        return sft_mixture(self.c, target=self.problems[0])
+        return sft_mixture(self.c, target=self.problems[0], form=self.choice_form)
+
+    @functools.cached_property
+    def choice_form(self)->str:
+        "How choice questions are asked: as configured, or as the base knows them."
+        form = self.c.eval.choice_form
+        if form!='auto': return form
+        base = self.sft if self.c.sft_checkpoint else self.base if self.c.base else None
+        return choice_form_of(base.model) if base else 'plain'
 
     @functools.cached_property
     def tasks(self):
@@ -281,7 +289,7 @@ class Lab:
 
     def _task(self, name):
         most = self.c.n_test or self.c.eval.max_items
-        try: return (self.problems[2] if name==self.c.task else make_task(name, 'test', self.c.data_dir)).take(most)
+        try: return (self.problems[2] if name==self.c.task else make_task(name, 'test', self.c.data_dir)).take(most).asked(self.choice_form)
         except UserError as e: return str(e)
 
     @functools.cached_property
@@ -322,6 +330,11 @@ def ledger_in(lab:Lab, folder, model)->Ledger:
     "The ledger of a stage."
     return Ledger(Path(folder)/'ledger.jsonl', model.shape, lab.c.task, parallel.rank())
 
+def kept_tokens(lab:Lab, tok)->Kept:
+    "Where the run folder keeps rendered conversations: a file for each tokenizer and revision of the code that renders."
+    name = sha256_of([tok.hash, code_of('tokenizer', 'bases.base')])[:16]
+    return Kept(run_folder(lab.c)/'tokens'/f'{name}.sqlite')
+
 def save_weights(lab:Lab, folder, model, tok)->str:
     "Save weights in the main process; their hash for all. Those of a base of your own say where it came from."
     return parallel.from_main(save_model(folder, model, tok, base=lab.c.base or lab.c.sft_checkpoint) if parallel.rank()==0 else None)
@@ -352,8 +365,8 @@ def given(
     "A checkpoint that came from elsewhere."
     model, tok, meta = load_base(path)
     if as_base and meta['stage'] in ('sft', 'rl'):
-        say_once(f'{path} has been fine-tuned already, as its folder says: SFT is trained on top of it; '
-                 'give it as sft_checkpoint to start from it as it is.')
+        say_once(f'{path} has been fine-tuned already, as its folder says: SFT is trained on top of it all the same; '
+                 f'to start the arms from it as it is, give -p sft_checkpoint {path} in place of base.')
     return Checkpoint(model, tok, weights_hash(model.state_dict()))
 
 def make_base(lab:Lab)->Checkpoint:
@@ -385,7 +398,7 @@ def make_sft(lab:Lab)->Checkpoint:
     seed = c.seed if c.vary in ('sft', 'base') else 0
     def make(folder):
         model = base.copy(lab.device)
-        stream = Conversations(lab.mixture, tok, seed_of('sft', seed), model.shape.context)
+        stream = Conversations(lab.mixture, tok, seed_of('sft', seed), model.shape.context, kept_tokens(lab, tok))
         clock = Amount(passes*len(lab.mixture), 'conversations')
         stage = Supervised('sft', model, s.rates, stream, clock, ledger_in(lab, folder, model), s.batch_tokens, s.micro_tokens,
                            decay=s.decay, dtype=lab.dtype)

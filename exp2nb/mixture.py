@@ -96,12 +96,14 @@ def full_sources(c, target:Task)->list:
 def sft_mixture(
     c,             # `Config`
     seed:int=0,    # of the order
-    target=None    # train `Task` of the target, dev left out; default: `target_tasks(c)[0]`
+    target=None,   # train `Task` of the target, dev left out; default: `target_tasks(c)[0]`
+    form='plain'   # how choice questions are asked, one of `CHOICE_FORMS`
 )->Mixture:
     "What SFT reads: target problems and the other skills. Raises `UserError` for data that is missing or damaged."
     target = target_tasks(c)[0] if target is None else target
     sources = (embedded_sources if c.embedded else full_sources)(c, target)
-    return Mixture([(name, TaskConversations(rows), copies) for name,rows,copies in sources if len(rows)], seed)
+    def asked(rows): return rows.asked(form) if isinstance(rows, Task) else rows
+    return Mixture([(name, TaskConversations(asked(rows)), copies) for name,rows,copies in sources if len(rows)], seed)
 
 # %% ../nbs/06_mixture.ipynb #7d7cdbb0
 def pretrain_texts(

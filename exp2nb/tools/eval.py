@@ -20,7 +20,7 @@ from ..evaluate import CORE, Evaluation, chat_core, core_text, evaluate
 from .cli import command
 from ..stats import accuracy, majority_at_k, pass_at_k
 from ..store import Jsonl, checkpoints, load_artifact, read_json, weights_hash
-from ..tasks import TASKS, make_task
+from ..tasks import TASKS, choice_form_of, make_task
 
 # %% ../../nbs/tools/04_eval.ipynb #4991819b
 def weights_at(
@@ -74,11 +74,11 @@ def task_names(
     return list(dict.fromkeys(t for n in given for t in (CORE if n=='all' else [n])))
 
 # %% ../../nbs/tools/04_eval.ipynb #825dc87e
-def find_tasks(names, data_dir, max_items)->dict:
+def find_tasks(names, data_dir, max_items, form='plain')->dict:
     "Name → task, or the sentence why it cannot be run."
     out = {}
     for n in names:
-        try: out[n] = make_task(n, 'test', data_dir).take(max_items)
+        try: out[n] = make_task(n, 'test', data_dir).take(max_items).asked(form)
         except UserError as e: out[n] = str(e)
     return out
 
@@ -135,8 +135,10 @@ def eval_checkpoint(
     where = SimpleNamespace(device=device, dtype='auto')
     run_on = device_of(where)   # before anything is loaded
     model, tok, source = load_any(path)
+    form = choice_form_of(model) if ev.choice_form=='auto' else ev.choice_form
+    ev = replace(ev, choice_form=form)
     ev = replace(ev, tasks=tuple(names), max_new=ev.max_new or min(256, model.shape.context//2), allow_unsafe=allow_unsafe)
-    tasks = find_tasks(names, data_dir, ev.max_items)
+    tasks = find_tasks(names, data_dir, ev.max_items, form)
     rows = []
     e = Evaluation(model.to(run_on), tok, ev, seed, dtype_of(where), str(path))
     scores, not_run = evaluate(e, tasks, target=names, items=rows, progress=progress)

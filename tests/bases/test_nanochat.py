@@ -10,6 +10,7 @@ from exp2nb.config import ModelConfig, UserError
 from exp2nb.engine import generate
 from exp2nb.model import Transformer
 from exp2nb.protocol import Segments
+from exp2nb.tasks import choice_prompt
 from exp2nb.tokenizer import train_tokenizer
 
 VECTORS = Path(__file__).parents[1]/'vectors'
@@ -67,6 +68,18 @@ def test_live_logits(case, tmp_path):
     command = [sys.executable, '-O', VECTORS/'make_nanochat.py', LIVE, case, tmp_path/'v.safetensors']
     subprocess.run(command, check=True, capture_output=True)
     check(tmp_path/'v.safetensors')
+
+def test_choice_questions_in_nanochats_words():
+    "As its tasks/common.py has them (commit 92d63d4): the letter behind its choice, an empty line before the last sentence."
+    asked = choice_prompt('Which is a fruit?', ['cup', 'pear'], 'AB', 'nanochat')
+    assert asked=='Multiple Choice question: Which is a fruit?\n- cup=A\n- pear=B\n\nRespond only with the letter of the correct answer.'
+
+@live
+def test_live_choice_questions():
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from tasks.common import render_mc\n"
+            "print(render_mc('Q?', 'ABC', ['x', 'y', 'z']), end='')")
+    theirs = subprocess.run([sys.executable, '-c', code, LIVE], capture_output=True, text=True, check=True).stdout
+    assert choice_prompt('Q?', ['x', 'y', 'z'], 'ABC', 'nanochat')==theirs
 
 @live
 @pytest.mark.parametrize('family', ['nanochat', 'exp2nb'])

@@ -6,7 +6,7 @@ from tiny import hub_tokenizer, randomised, tiny_config
 from exp2nb.lab import Lab, arm_folder, given
 from exp2nb.arms import base_flops, run_arm
 from exp2nb.bases.base import export_arm, export_model, load_base
-from exp2nb.config import UserError, make_config
+from exp2nb.config import UserError, make_config, override
 from exp2nb.ledger import COLUMNS
 from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.bases.nanochat import NanoChat, NanoConfig, save_nanochat
@@ -72,7 +72,8 @@ def test_a_finished_arm_leaves_in_the_form_it_came(runs, tmp_path, arm):
     back, _, _ = load_base(export_arm(folder, tmp_path/'out'))
     assert weights_hash(back.state_dict())==(arms['sft']['sft_sha256'] if arm=='sft' else artifact_hash(folder/'weights'))
     card = next((tmp_path/'out').rglob('README.md')).read_text(encoding='utf-8')
-    assert f'{arm} on stories' in card and '{' not in card
+    score = arms[arm]['scores']['end']['stories']['accuracy']
+    assert f'arm `{arm}`' in card and '{' not in card and f'| stories | {100*score:.1f} % |' in card
 
 def test_an_sft_checkpoint_that_exists_already(runs, tmp_path):
     d, base, arms = runs
@@ -141,4 +142,21 @@ def test_a_base_that_was_fine_tuned_already_is_told(tmp_path, capfd):
     given(at)
     assert not capfd.readouterr().err
     given(at, as_base=True)
-    assert 'give it as sft_checkpoint' in capfd.readouterr().err
+    assert f'give -p sft_checkpoint {at} in place of base' in capfd.readouterr().err
+
+ASKS = dict(nanochat='\n\nRespond only with the letter of the correct answer.', plain='\nAnswer with the letter.')
+
+def test_choice_questions_are_asked_as_the_base_was_trained(runs):
+    "In the evaluation and in the SFT mixture; the record says in which form, and a change overrules it."
+    d, base, arms = runs
+    family = load_base(base)[0].family
+    form = 'nanochat' if family=='nanochat' else 'plain'
+    assert {a['eval_settings']['choice_form'] for a in arms.values()}=={form}
+    for which in ('base', 'sft_checkpoint'):
+        for want in {form, 'plain'}:
+            c = override(config(d, 'rl', **{which:str(base)}), {} if want==form else {'eval.choice_form':want})
+            lab = Lab(c)
+            trained = [lab.mixture[i]['messages'][0]['content'] for i in range(len(lab.mixture)) if lab.mixture.source(i)=='choices']
+            asked = [p.question for p in lab.tasks['choices']]
+            assert trained and asked and all(q.endswith(ASKS[want]) for q in trained+asked)
+            assert all(q.startswith('Multiple Choice question: ')==(want=='nanochat') for q in trained+asked)
