@@ -7,6 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 import pytest
 import exp2nb
+from papermill import inspect_notebook
 from exp2nb.config import PRESETS, Config, Flag, Number, Several, Text, UserError, Whole, Word, checked, make_config, override
 from exp2nb.tools.cli import configure, notebook_config, notebook_options, parameters_cell, run_options
 from exp2nb.tools.plan import plan
@@ -104,6 +105,10 @@ def cell():
 
 def test_the_notebook_s_parameters_cell_is_made_from_config():
     assert ''.join(cell()['source'])==parameters_cell(), 'print(exp2nb.tools.cli.parameters_cell()) is what the cell must say'
+
+def test_papermill_reads_every_line_of_the_cell(caplog):
+    found = {p['name'] for p in inspect_notebook(str(ROOT/'nbs'/'run_arm.ipynb')).values()}
+    assert found==set(notebook_options()) and 'Unable to parse' not in caplog.text
 
 def test_the_cell_s_defaults_are_a_preset_s():
     given = {}

@@ -104,7 +104,8 @@ def parameters_cell()->str:
     lines = []
     for o in notebook_options().values():
         left = f'{o.name} = {o.default!r}'
-        lines.append(f'{left:22} # {o.help}' + '; None: as the preset says'*(o.default is None))
+        comment = f'# {o.help}' + '; None: as the preset says'*(o.default is None)
+        lines += [comment, left] if '=' in comment else [f'{left:22} {comment}']   # papermill takes a line with two = for damaged
     return '\n'.join(lines)
 
 # %% ../../nbs/tools/00_cli.ipynb #6e9cf889
