@@ -56,18 +56,20 @@ def item(
     key = dict(task=task.name, id=problem.id, sample=sample, temperature=temperature, checkpoint=e.checkpoint)
     return key | dict(pred=score['pred'], correct=bool(score['correct']), score=float(score.get('score', score['correct'])),
                       parsed=score.get('parsed'), stopped=stopped, used_calculator=score.get('used_calculator'),
-                      correct_last_number=score.get('correct_last_number'))
+                      correct_last_number=score.get('correct_last_number'), **{k: score[k] for k in ('failed',) if k in score})
 
 # %% ../nbs/17_evaluate.ipynb #0984bea8
 def score_rows(rows:list)->dict:
-    "Accuracy and its parts, from the rows of one task at one temperature."
+    "Accuracy (the mean score, where scores lie between 0 and 1) and its parts, from the rows of one task at one temperature."
     def share(key, of=rows):
         "Of these rows, those where `key` is true; None where the column is empty."
         if not of or of[0][key] is None: return None
         return sum(bool(r[key]) for r in of)/len(of)
-    out = dict(accuracy=share('correct'), n=len({r['id'] for r in rows}), samples=len(rows))
+    mean = sum(r.get('score', r['correct']) for r in rows)/len(rows) if rows else None
+    out = dict(accuracy=mean, n=len({r['id'] for r in rows}), samples=len(rows))
     parts = {k: share(k) for k in ('parsed', 'stopped', 'used_calculator', 'correct_last_number')}
     if parts['parsed'] is not None: parts['correct_if_parsed'] = share('correct', [r for r in rows if r['parsed']])
+    if any('failed' in r for r in rows): out['failed'] = sum(bool(r['failed']) for r in rows)   # of a task's own scorer
     return out | {k: v for k,v in parts.items() if v is not None}
 
 # %% ../nbs/17_evaluate.ipynb #3cfc358c

@@ -156,8 +156,8 @@ def policy_micro_batches(
 
 # %% ../nbs/16_grpo.ipynb #69c563d2
 def correct(step, problem, sample, score)->float:
-    "The reward unless an arm sets another: 1 if the answer is correct, else 0."
-    return float(score['correct'])
+    "The reward unless an arm sets another: the task's score, which is 1 or 0 where an answer is right or wrong."
+    return float(score.get('score', score['correct']))
 
 class GRPO:
     "The RL stage: rollout, score, update. Fits `exp2nb.train.Run`."
@@ -332,7 +332,7 @@ def step(self:GRPO)->dict:   # a row of metrics; None when the clock has run out
 # %% ../nbs/16_grpo.ipynb #5edd96f8
 def summary(groups)->dict:
     """What the rollouts of a step were like, over all processes: means over samples, the share of groups without signal, nats a token,
-    and how many answers were cut where the model's context ends."""
+    how many answers were cut where the model's context ends, and how many the task's own scorer failed on (they count as 0)."""
     samples = [s for g in groups for s in g.samples]
     scores = [score for g in groups for score in g.scores]
     lps = [lp for s in samples for lp in compress(s.logprobs, s.sampled)]
@@ -340,10 +340,11 @@ def summary(groups)->dict:
     sums = dict(reward=sum(r for g in groups for r in g.rewards), completion_tokens=sum(len(s.tokens) for s in samples),
                 parsed=sum(bool(score['parsed']) for score in scores), stopped=sum(s.stopped for s in samples),
                 calculator=sum(not all(s.sampled) for s in samples))
-    dead, full = sum(not g.signal for g in groups), sum(s.full for s in samples)
-    *sums_of_all, dead, full, surprise = parallel.total(*sums.values(), dead, full, -sum(lps))
+    counts = [sum(not g.signal for g in groups), sum(s.full for s in samples), sum(bool(score.get('failed')) for score in scores)]
+    *sums_of_all, dead, full, failed, surprise = parallel.total(*sums.values(), *counts, -sum(lps))
     means = {name: x/n for name,x in zip(sums, sums_of_all)}
-    return dict(reward=means.pop('reward'), zero_advantage=dead/problems, **means, context_full=full, entropy=surprise/max(tokens, 1))
+    return dict(reward=means.pop('reward'), zero_advantage=dead/problems, **means, context_full=full, scorer_failed=failed,
+                entropy=surprise/max(tokens, 1))
 
 # %% ../nbs/16_grpo.ipynb #a9c2622a
 @torch.no_grad()
@@ -365,7 +366,7 @@ def expectation(
     alive:float   # share of groups with signal
 )->str:
     "What a pre-flight says about the run to come."
-    if alive==0: return ('No group has both right and wrong answers: RL has nothing to learn from here. '
+    if alive==0: return ('No group has answers of different reward: RL has nothing to learn from here. '
                          'Try an easier task, more SFT or a larger model.')
     if alive < .1: return f'Only {alive:.0%} of the groups have signal: expect slow learning.'
     return f'{alive:.0%} of the groups have signal.'

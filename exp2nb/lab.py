@@ -289,7 +289,9 @@ class Lab:
 
     def _task(self, name):
         most = self.c.n_test or self.c.eval.max_items
-        try: return (self.problems[2] if name==self.c.task else make_task(name, 'test', self.c.data_dir)).take(most).asked(self.choice_form)
+        try:
+            task = self.problems[2] if name==self.c.target else make_task(name, 'test', self.c.data_dir)
+            return task.take(most).asked(self.choice_form)
         except UserError as e: return str(e)
 
     @functools.cached_property
@@ -312,7 +314,8 @@ def hash_of_data(lab:Lab)->str:
     mixture = lab.mixture
     some = [repr(mixture[i]) for i in range(0, len(mixture), max(1, len(mixture)//256))]
     words = list(spelling_words('train', lab.c.data_dir))
-    return sha256_of(dict(target=problems, words=words, mixture=mixture.counts, some=some))
+    own = dict(source=lab.problems[0].source) if lab.problems[0].source else {}   # its file: the scorer counts, too
+    return sha256_of(dict(target=problems, words=words, mixture=mixture.counts, some=some, **own))
 
 def run_stage(
     lab:Lab,
@@ -328,7 +331,7 @@ def run_stage(
 
 def ledger_in(lab:Lab, folder, model)->Ledger:
     "The ledger of a stage."
-    return Ledger(Path(folder)/'ledger.jsonl', model.shape, lab.c.task, parallel.rank())
+    return Ledger(Path(folder)/'ledger.jsonl', model.shape, lab.c.target, parallel.rank())
 
 def kept_tokens(lab:Lab, tok)->Kept:
     "Where the run folder keeps rendered conversations: a file for each tokenizer and revision of the code that renders."
@@ -344,7 +347,8 @@ def make_tokenizer(lab:Lab)->Tokenizer:
     "The tokenizer of the run folder. Raises `UserError` if it is not the one that its record names."
     folder, c = run_folder(lab.c), lab.c
     path, record = folder/'tokenizer.json', folder/'tokenizer'/'record.json'
-    made_of = dict(task=c.task, vocab=c.model.vocab, dev=c.dev, n_train=c.n_train, data=lab.data_hash, code=code_of('tokenizer', 'mixture'))
+    made_of = dict(task=c.target, vocab=c.model.vocab, dev=c.dev, n_train=c.n_train, data=lab.data_hash,
+                   code=code_of('tokenizer', 'mixture'))
     def make():
         if reuse(record.parent, made_of) and path.exists(): return
         tok = train_tokenizer(tokenizer_texts(c, lab.problems[0]), c.model.vocab)
@@ -384,7 +388,7 @@ def make_base(lab:Lab)->Checkpoint:
                            p.warmup, p.decay, lab.dtype)
         rows = run_stage(lab, stage, folder)
         return dict(sha256=save_weights(lab, folder/'weights', model, tok), steps=len(rows), loss=rows[-1]['loss'])
-    shared(folder, dict(model=asdict(c.model), pretrain=asdict(p), tokenizer=tok.hash, seed=seed, dtype=str(lab.dtype), task=c.task,
+    shared(folder, dict(model=asdict(c.model), pretrain=asdict(p), tokenizer=tok.hash, seed=seed, dtype=str(lab.dtype), task=c.target,
                         code=code_of('lab')), make)
     return load_recorded(folder, Transformer(config), tok)
 
@@ -404,6 +408,6 @@ def make_sft(lab:Lab)->Checkpoint:
                            decay=s.decay, dtype=lab.dtype)
         rows = run_stage(lab, stage, folder)
         return dict(sha256=save_weights(lab, folder/'weights', model, tok), steps=len(rows), loss=rows[-1]['loss'], dropped=stream.dropped)
-    shared(folder, dict(base=base.sha256, sft=asdict(s), passes=passes, seed=seed, data=lab.data_hash, dtype=str(lab.dtype), task=c.task,
+    shared(folder, dict(base=base.sha256, sft=asdict(s), passes=passes, seed=seed, data=lab.data_hash, dtype=str(lab.dtype), task=c.target,
                         code=code_of('lab')), make)
     return load_recorded(folder, base.copy(), tok)

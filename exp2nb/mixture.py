@@ -34,7 +34,7 @@ def target_tasks(
 )->tuple:       # train, dev and test `Task`s
     "What the run's target task is trained, chosen and judged on."
     full = make_task(c.task, 'train', c.data_dir)
-    train,dev = split_dev([r['question'] for r in full.rows], c.dev)
+    train,dev = split_dev([p.question for p in full], c.dev)
     if c.n_train: train = train[:c.n_train]
     return full.subset(train), full.subset(dev), make_task(c.task, 'test', c.data_dir, n=c.n_test)
 
@@ -78,7 +78,7 @@ class TaskConversations:
 def embedded_sources(c, target:Task)->list:
     "The three skills of the embedded experiment."
     n = c.sft.target_copies*len(target)
-    return [(c.task, target, c.sft.target_copies),
+    return [(c.target, target, c.sft.target_copies),
             ('spellingbee', spellingbee('train', c.data_dir, n=round(n*c.sft.spelling)), 1),
             ('choices', choices('train', n=round(n*c.sft.choices)), 1)]
 
@@ -87,7 +87,7 @@ def full_sources(c, target:Task)->list:
     d = c.data_dir
     out = [('smoltalk', load_rows('HuggingFaceTB/smol-smoltalk', 'default', 'train', d), 1),
            ('mmlu', mmlu('auxiliary_train', d), 1),
-           (c.task, target, c.sft.target_copies),
+           (c.target, target, c.sft.target_copies),
            ('simple_spelling', simple_spelling(d), 1),
            ('spellingbee', spellingbee('train', d, n=80_000), 1)]
     if c.sft.identity: out.append(('identity', load_conversations(c.sft.identity), 1))
@@ -102,8 +102,9 @@ def sft_mixture(
     "What SFT reads: target problems and the other skills. Raises `UserError` for data that is missing or damaged."
     target = target_tasks(c)[0] if target is None else target
     sources = (embedded_sources if c.embedded else full_sources)(c, target)
+    usable = [s for s in sources if len(s[1]) and (s[1] is not target or target.solved)]   # without worked solutions nothing to imitate
     def asked(rows): return rows.asked(form) if isinstance(rows, Task) else rows
-    return Mixture([(name, TaskConversations(asked(rows)), copies) for name,rows,copies in sources if len(rows)], seed)
+    return Mixture([(name, TaskConversations(asked(rows)), copies) for name,rows,copies in usable], seed)
 
 # %% ../nbs/06_mixture.ipynb #7d7cdbb0
 def pretrain_texts(

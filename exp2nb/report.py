@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FIGURES', 'ABOUT', 'SCOPED', 'CONTRASTS', 'PANELS', 'SHARES', 'WAYS', 'BASES', 'RULE',
-           'PARTS', 'LEDE', 'RESULT_SCHEMA', 'colour', 'marker', 'legend_below', 'about', 'figure', 'accuracy_vs_flops',
-           'budget_by_stage', 'benchmarks', 'rl_over_steps', 'more_tries', 'overlap', 'over_budgets', 'over_starts',
-           'draw', 'percent', 'amount', 'with_interval', 'as_table', 'verdict_card', 'budget_table', 'scores_table',
-           'p_value', 'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown', 'beside_shown', 'prices_shown',
-           'reach_in_words', 'trust_shown', 'tuning_shown', 'sources', 'templates', 'with_picture', 'page_data',
-           'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show']
+           'PARTS', 'LEDE', 'RESULT_SCHEMA', 'colour', 'marker', 'legend_below', 'measure', 'about', 'figure',
+           'accuracy_vs_flops', 'budget_by_stage', 'benchmarks', 'rl_over_steps', 'more_tries', 'overlap',
+           'over_budgets', 'over_starts', 'draw', 'percent', 'amount', 'with_interval', 'as_table', 'verdict_card',
+           'budget_table', 'scores_table', 'p_value', 'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown',
+           'beside_shown', 'prices_shown', 'reach_in_words', 'trust_shown', 'tuning_shown', 'sources', 'templates',
+           'with_picture', 'page_data', 'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show']
 
 # %% ../nbs/22_report.ipynb #77dedc5c
 import base64, io
@@ -53,6 +53,10 @@ ABOUT = dict(two_checkpoints='One seed: differences and intervals are about thes
              one_sft_checkpoint='All seeds start from one SFT checkpoint: differences and intervals are about that checkpoint.')
 
 SCOPED = ('accuracy_vs_flops', 'benchmarks', 'more_tries', 'overlap', 'over_budgets', 'over_starts')   # figures that compare arms
+
+def measure(result)->str:
+    "What the scores of the target are called: accuracy, or mean score where answers are not only right or wrong."
+    return result.get('measure', 'accuracy')
 
 def about(result)->str:
     "Of what differences and their intervals speak, where that is not the methods."
@@ -100,7 +104,7 @@ def accuracy_vs_flops(result):
         if curve: _dev_band(ax, curve, arm, start)
         _at_ends(ax, [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')], arm, 1+.012*i)
     if t['curve']: ax.plot([], [], color='.5', lw=1.2, label='thin: gain on dev')
-    ax.set(xlabel='model FLOPs spent after SFT', ylabel=f"accuracy on {result['task']} (%)", xlim=(0,None))
+    ax.set(xlabel='model FLOPs spent after SFT', ylabel=f"{measure(result)} on {result['task']} (%)", xlim=(0,None))
     legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
@@ -353,7 +357,8 @@ def scores_table(result)->dict:
         seeds = len(got['end','greedy']['per_seed']) if ('end','greedy') in got else '–'
         rows.append([label(arm), f'{match_on}, {budget:g}' if arm!='sft' else '–', seeds, *scores])
     how = result['eval_settings']
-    caption = (f"Accuracy on {result['task']}, test split, % with 95 % intervals; the first column of scores is the endpoint. "
+    caption = (f"{measure(result).capitalize()} on {result['task']}, test split, % with 95 % intervals; "
+               "the first column of scores is the endpoint. "
                f"Sampled: temperature {how.get('temperature', '–')}, top-k {how.get('top_k', '–')}")
     return as_table(['arm', 'matched on, budget', 'seeds', *WAYS.values()], rows, caption)
 
@@ -552,7 +557,7 @@ def check_result(result:dict)->dict:
 def analyse(
     run_dirs,                        # run folder, or several: the first holds the main comparison
     out=None,                        # where to write; default: `report` in the first run folder
-    margin:float=.02,                # equivalence margin as a share: 0.02 is two points
+    margin:float=None,               # equivalence margin as a share: 0.02 is two points; default: as the task says, else 0.02
     budget:float=None,               # share of the RL run's full length; default: the largest that was run
     seeds=None,                      # seeds that must be there; default: those found
     arms=('sft','rl','sft_plus'),    # arms that must be there

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CODES', 'LATENT', 'COVERAGE', 'HYPOTHESES', 'ARMS', 'FLOPS', 'SCOPES', 'CODE_WORDS', 'NO_SIGNAL', 'RUN_EXECUTED',
-           'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'mcnemar_p', 'holm', 'rule', 'agreed', 'gains',
-           'World', 'simulate', 'verdicts', 'coded', 'coverage_rates', 'verdict_rates', 'holds_level', 'seeds_suffice',
-           'fewest_seeds', 'Variances', 'assumed', 'measured', 'plausible', 'planned', 'foreseen', 'effects_seen',
-           'margins_shown', 'power_of', 'chance_equivalent', 'smallest_effect', 'smallest_margin', 'enough',
-           'seeds_needed', 'latent_of', 'points', 'span', 'premise', 'hypothesis_of', 'harms', 'scope_of',
+           'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'graded', 'mcnemar_p', 'holm', 'rule', 'agreed',
+           'gains', 'World', 'simulate', 'verdicts', 'coded', 'coverage_rates', 'verdict_rates', 'holds_level',
+           'seeds_suffice', 'fewest_seeds', 'Variances', 'assumed', 'measured', 'plausible', 'planned', 'foreseen',
+           'effects_seen', 'margins_shown', 'power_of', 'chance_equivalent', 'smallest_effect', 'smallest_margin',
+           'enough', 'seeds_needed', 'latent_of', 'points', 'span', 'premise', 'hypothesis_of', 'harms', 'scope_of',
            'scope_words', 'judge', 'how_far', 'compared', 'on_problems', 'why_not', 'seeds_in_words', 'what_is_needed',
            'sentence', 'decide', 'reach_of', 'notes_of', 'crossing', 'crossover', 'pass_at_k', 'majority_at_k']
 
@@ -113,10 +113,15 @@ def accuracy(
     return p, max(0., float(mid-half)), min(1., float(mid+half))
 
 # %% ../nbs/20_stats.ipynb #46d43a0e
+def graded(*scores)->bool:
+    "Are there scores between right and wrong?"
+    return any(((np.asarray(x)>0) & (np.asarray(x)<1)).any() for x in scores)
+
 def mcnemar_p(
     a, b   # (items,) right or wrong of two checkpoints
 )->float:
-    "Exact McNemar test of two checkpoints on the same problems."
+    "Exact McNemar test of two checkpoints on the same problems. Raises `UserError` for scores between right and wrong."
+    if graded(a, b): raise UserError("McNemar's test is for right and wrong, it has no place for scores in between: use `difference`.")
     a,b = np.asarray(a)>.5, np.asarray(b)>.5
     return float(mcnemar([[(a&b).sum(), (a&~b).sum()], [(~a&b).sum(), (~a&~b).sum()]], exact=True).pvalue)
 
@@ -587,7 +592,7 @@ def decide(
                 notes=notes_of(code, pre, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,
                 reach=reach_of(rl, sft_plus, margin, paired), margin=margin, seeds=seeds, items=int(rl.shape[-1]), se=float(e.se),
                 df=float(e.df), p=float(e.p), p_equivalence=float(tost(e, margin)),
-                mcnemar_p=mcnemar_p(rl[0], sft_plus[0]) if seeds==1 else None)
+                mcnemar_p=mcnemar_p(rl[0], sft_plus[0]) if seeds==1 and not graded(rl, sft_plus) else None)
 
 # %% ../nbs/20_stats.ipynb #d36c5083
 def reach_of(rl, sft_plus, margin, paired=False)->dict:

@@ -4,23 +4,30 @@
 
 # %% auto #0
 __all__ = ['CHOICE_FORMS', 'ANSWER', 'SPELLING_ASK', 'TASKS', 'Problem', 'solution_parts', 'choice_prompt', 'choice_form_of',
-           'clean_number', 'same_number', 'find_answer', 'score_number', 'score_choice', 'Task', 'number_problem',
-           'stories', 'gsm8k', 'choice_problem', 'arc_problem', 'choices', 'mmlu', 'arc_easy', 'arc_challenge',
-           'code_problem', 'humaneval', 'is_test_word', 'spelling_words', 'spell', 'spelling_problem',
-           'spelling_solution', 'spellingbee', 'simple_spelling', 'make_task']
+           'clean_number', 'same_number', 'find_answer', 'score_number', 'score_choice', 'Task', 'Late', 'time_limit',
+           'plain_answer', 'judged', 'score_own', 'number_problem', 'stories', 'gsm8k', 'choice_problem', 'arc_problem',
+           'choices', 'mmlu', 'arc_easy', 'arc_challenge', 'code_problem', 'humaneval', 'is_test_word',
+           'spelling_words', 'spell', 'spelling_problem', 'spelling_solution', 'spellingbee', 'simple_spelling',
+           'make_task', 'own_rows', 'renamed', 'worked', 'own_problem', 'check_own_row', 'same_question',
+           'check_own_rows', 'by_hash', 'parts_of', 'run_file', 'called', 'program_rows', 'question_of', 'program_task',
+           'check_all_solved', 'gym_splits', 'gym_task', 'given_answer', 'own_task', 'table_task', 'hub_task',
+           'hub_splits']
 
 # %% ../nbs/05_tasks.ipynb #85684d0b
-import re
+import inspect, json, re, signal, threading, time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 
 from fastcore.basics import patch
+import pyarrow as pa, pyarrow.parquet as pq
 
-from .config import UserError, check_choice, seed_of
-from .data import load_rows, word_list
-from .stories import make_choices, make_stories
+from .config import Number, UserError, check_choice, own_target, seed_of, sha256_of, shown, task_name
+from .data import load_rows, read_json_lines, word_list
+from .stories import World, make_choices, make_stories, world_of
 
 # %% ../nbs/05_tasks.ipynb #2adc69e9
 @dataclass(frozen=True)
@@ -28,11 +35,12 @@ class Problem:
     "One question with its reference."
     id:str                # unique within the task, the same in every run
     question:str          # what the user says
-    solution:str|list     # what the assistant should say: text, or content parts
+    solution:str|list|None # what the assistant should say: text, or content parts; None: there is no worked solution
     answer:str            # what the scorer looks for: a number, or a label
     choices:tuple = ()    # the texts to choose from
     labels:tuple = ()     # their labels
-    meta:dict = field(default_factory=dict, compare=False)  # anything else: HumanEval's row, MMLU's subject
+    meta:dict = field(default_factory=dict, compare=False)  # anything else: HumanEval's row, MMLU's subject, the row of your own task
+    before:tuple = ()     # messages before the question: a system prompt, earlier turns
 
 # %% ../nbs/05_tasks.ipynb #7f06d2fc
 def solution_parts(
@@ -104,12 +112,16 @@ def score_choice(problem:Problem, completion:str)->dict:
 class Task:
     "A list of problems and how to score an answer."
     name:str                # as in `TASKS`
-    kind:str                # number, choice or code
+    kind:str                # number, choice, code or scored
     rows:object             # anything with a length and an index
     make:callable           # (row, id) → `Problem`
     split:str = 'test'
     chance:float = 0.       # accuracy of guessing
     index:tuple|None = None # which rows, in which order; None: all
+    reward:callable = None  # kind `scored`: function(row, answer) → 0 … 1
+    seconds:float = 5.      # the longest that `reward` may take for one answer
+    margin:float = .02      # equivalence margin, as a share of the score
+    source:str = ''         # hash of what defines a task of your own
 
     def __len__(self): return len(self.rows if self.index is None else self.index)
     def __getitem__(self, i)->Problem:
@@ -143,24 +155,77 @@ def asked(self:Task,
 
 @patch
 def conversation(self:Task, problem:Problem)->dict:
-    "The problem as a conversation with its reference answer."
-    return dict(messages=[dict(role='user', content=problem.question), dict(role='assistant', content=problem.solution)])
+    "The problem as a conversation, with its reference answer if there is one."
+    asked = [*problem.before, dict(role='user', content=problem.question)]
+    return dict(messages=asked if problem.solution is None else [*asked, dict(role='assistant', content=problem.solution)])
+
+@patch(as_prop=True)
+def solved(self:Task)->bool:
+    "Have its problems worked solutions? All have them, or none."
+    return not len(self) or self[0].solution is not None
 
 @patch
 def score(self:Task, problem:Problem, completion:str)->dict:
     "What the completion is worth: a dict with `pred`, `correct`, `parsed` and more. Raises `UserError` for a task of programs."
     if self.kind=='number': return score_number(problem, completion)
     if self.kind=='choice': return score_choice(problem, completion)
+    if self.kind=='scored': return score_own(self, problem, completion)
     raise UserError(f'{self.name} asks for programs: score them with exp2nb.sandbox.')
+
+# %% ../nbs/05_tasks.ipynb #865366e0
+class Late(BaseException): "The scorer took too long; no `except Exception` of its own can swallow this."
+
+@contextmanager
+def time_limit(seconds:float):
+    """Raise `Late` in the block when the time is over, by SIGALRM, which reaches pure Python code (and `re`) in the main thread.
+    No limit in another thread or where there is no SIGALRM (Windows); one long call into C is only interrupted when it returns."""
+    if not hasattr(signal, 'setitimer') or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    def late(number, frame): raise Late
+    began, old = time.monotonic(), signal.signal(signal.SIGALRM, late)
+    left, every = signal.setitimer(signal.ITIMER_REAL, seconds, .1)   # again and again: a bare `except:` swallows one
+    try:
+        try: yield
+        finally: signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        if left: signal.setitimer(signal.ITIMER_REAL, max(.001, left-(time.monotonic()-began)), every)
+
+# %% ../nbs/05_tasks.ipynb #78a0fec0
+_CALL = re.compile(r'<\|python_start\|>.*?<\|python_end\|>(<\|output_start\|>.*?<\|output_end\|>)?', re.S)
+
+def plain_answer(completion:str)->str:
+    "The text of an answer: up to its end, without special tokens and calls of the calculator."
+    return _SPECIAL.sub('', _CALL.sub('', completion.split('<|assistant_end|>')[0])).strip()
+
+def judged(reward, row:dict, answer:str, seconds:float)->tuple:   # score, why it counts as 0 ('': it does not)
+    "The score that a function gives, whatever it does."
+    try:
+        with time_limit(seconds): value = reward(dict(row), answer)
+    except Late: return 0., f'took more than {seconds:g} seconds'
+    except (Exception, SystemExit) as e: return 0., f'raised {type(e).__name__}: {str(e)[:120]}'
+    try: score = None if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError): score = None
+    if score is None or not 0 <= score <= 1: return 0., f'returned {shown(value)}, which is no number from 0 to 1'
+    return score, ''
+
+def score_own(task, problem:Problem, completion:str)->dict:
+    "Score by the task's own function. `failed` says why an answer counts as 0 without having been judged."
+    answer = plain_answer(completion)
+    score, failed = judged(task.reward, problem.meta['row'], answer, task.seconds)
+    return dict(pred=answer[:200] or None, correct=score==1, score=score, parsed=not failed, failed=failed,
+                used_calculator='<|output_start|>' in completion)
 
 # %% ../nbs/05_tasks.ipynb #13ab7ff0
 def number_problem(r, id)->Problem:
     "A row of GSM8K's schema."
     return Problem(id, r['question'], solution_parts(r['answer']), find_answer(r['answer']))
 
-def stories(split='test', data_dir='', seed=0):
+def stories(split='test', data_dir='', seed=0, world=None, name='stories'):
     "The procedural word problems."
-    return Task('stories', 'number', make_stories(split, seed), number_problem, split)
+    return Task(name, 'number', make_stories(split, seed, world or World()), number_problem, split)
 
 def gsm8k(split='test', data_dir='', seed=0):
     "Grade-school word problems (Cobbe et al. 2021)."
@@ -265,12 +330,256 @@ TASKS = dict(stories=stories, gsm8k=gsm8k, spellingbee=spellingbee, choices=choi
              mmlu=mmlu, arc_easy=arc_easy, arc_challenge=arc_challenge, humaneval=humaneval)
 
 def make_task(
-    name:str,         # one of `TASKS`
+    name:str,         # one of `TASKS`, or a task of your own as `own_target` knows it
     split:str='test',
     data_dir:str='',  # folder in the Hub's layout; '': the Hub
     seed:int=0,       # for generated tasks
     n:int=0           # at most so many problems; 0: all
 )->Task:
     "A task by its name. Raises `UserError` for an unknown name and for data that is missing or damaged."
+    if name not in TASKS and (own := own_target(name)): return own_task(own, split, data_dir, seed).take(n)
     check_choice('task', name, list(TASKS))
     return TASKS[name](split, data_dir, seed).take(n)
+
+# %% ../nbs/05_tasks.ipynb #fab6e074
+def own_rows(path)->list:
+    "The rows of a JSONL or Parquet file, as dictionaries. Raises `UserError` for a file that cannot be read."
+    path = Path(path)
+    try:
+        if path.suffix=='.parquet': return pq.read_table(path).to_pylist()
+        rows = [r for _,r in read_json_lines(path)]
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as e:
+        raise UserError(f'{path} cannot be read ({type(e).__name__}): give a JSONL file in UTF-8 or a Parquet file, '
+                        'a row for each problem.') from None
+    for i,r in enumerate(rows, 1):
+        if not isinstance(r, dict): raise UserError(f'{path}, row {i} is {shown(r)} and no object: write {{"question": …, "answer": …}}.')
+    return rows
+
+def renamed(rows:list, columns:dict, where)->list:
+    "Rows with the columns question, answer and solution. Raises `UserError` for a column that is not there."
+    have = list(dict.fromkeys(k for r in rows for k in r))
+    for name in ('question', 'answer'):
+        if columns.get(name, name) not in have:
+            raise UserError(f"{where} has no column {columns.get(name, name)} (it has {', '.join(have) or 'none'}): "
+                            f'name the one that holds the {name}, as in {Path(where).name}:{name}={have[0] if have else "COLUMN"}.')
+    wanted = {name: columns.get(name, name) for name in ('question', 'answer', 'solution')}
+    return [r | {name: r.get(column) for name,column in wanted.items()} for r in rows]
+
+# %% ../nbs/05_tasks.ipynb #b877281a
+def worked(answer:str, solution)->tuple:   # the number, the worked solution or None
+    "What a row holds. The number is None where there is none."
+    number = find_answer(answer) if '####' in answer else clean_number(answer.strip())
+    if number is None: return None, None
+    if '####' in answer: return number, solution_parts(answer)
+    if solution is None: return number, None
+    return number, solution_parts(solution if '####' in solution else f'{solution.rstrip()}\n#### {number}')
+
+def own_problem(row:dict, id:str)->Problem:
+    "A checked row of a table."
+    number, solution = worked(str(row['answer']), row['solution'])
+    return Problem(id, row['question'], solution, number, meta=dict(row=row))
+
+def check_own_row(row:dict, where:str):
+    "Raises `UserError` for a row that is no problem."
+    if not isinstance(row['question'], str) or not row['question'].strip():
+        raise UserError(f'{where}: its question is {shown(row["question"])}: write the problem as text, or delete the row.')
+    if row['answer'] is None or worked(str(row['answer']), None)[0] is None:
+        raise UserError(f'{where}: its answer {shown(row["answer"])} is no number and does not end in "#### number": mend it, '
+                        'or score such answers by a function (a task in a Python file).')
+    if row['solution'] is not None and not isinstance(row['solution'], str):
+        raise UserError(f'{where}: its solution is {shown(row["solution"])}: write it as text, or leave the column out.')
+
+# %% ../nbs/05_tasks.ipynb #7f7a9f4e
+def same_question(question:str)->str: return ' '.join(question.split()).casefold()
+
+def check_own_rows(splits:dict, of=lambda row: row['question']):
+    "Raises `UserError` for splits without problems, and for a problem that comes twice, in one split or in two."
+    seen = {}
+    for split,rows in splits.items():
+        if not rows: raise UserError(f'the {split} split has no problems: give more of them.')
+        for where,row in rows:
+            first = seen.setdefault(same_question(of(row)), where)
+            if first!=where: raise UserError(f'{first} and {where} ask the same question ({shown(of(row))}): delete one of them.')
+
+def by_hash(rows:list, of=lambda row: row['question'])->dict:
+    "Train and test: one in eight for test."
+    is_test = [seed_of('test', same_question(of(row)))%8==0 for _,row in rows]
+    return dict(train=[r for r,t in zip(rows, is_test) if not t], test=[r for r,t in zip(rows, is_test) if t])
+
+def parts_of(folder:Path)->dict:
+    "Split → the files of a folder. Raises `UserError` where there is no train."
+    names = ('{}.jsonl', '{}.parquet', '{}-*.parquet')
+    found = {s: sorted(f for n in names for f in folder.glob(n.format(s))) for s in ('train', 'test')}
+    if not found['train']: raise UserError(f'{folder} has no train.jsonl and no train.parquet: put the problems to train on there.')
+    return {s: files for s,files in found.items() if files}
+
+# %% ../nbs/05_tasks.ipynb #d56a7536
+def run_file(path:Path)->dict:
+    "The names that a Python file or a notebook defines: of a notebook, the cells marked `#| export`, or all. Raises `UserError`."
+    space = dict(__name__='own_task', __file__=str(path))
+    try:
+        text = path.read_text(encoding='utf-8')
+        if path.suffix=='.ipynb':
+            cells = [''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type']=='code']
+            chosen = [c for c in cells if re.match(r'#\|\s*export', c)] or cells
+            text = '\n'.join(re.sub(r'(?m)^[%!].*$', '', c) for c in chosen)
+        exec(compile(text, str(path), 'exec'), space)
+    except (Exception, SystemExit) as e:
+        line = getattr(e, 'lineno', None) or _line_of(e, path) or '?'
+        raise UserError(f'{path} could not be run ({type(e).__name__} in line {line}: {str(e)[:120]}): mend it.') from None
+    return space
+
+def _line_of(e, path):
+    "Where in the file an exception was raised."
+    lines, at = [], e.__traceback__
+    while at:
+        if at.tb_frame.f_code.co_filename==str(path): lines.append(at.tb_lineno)
+        at = at.tb_next
+    return lines[-1] if lines else None
+
+def called(path, space:dict, name:str, *args):
+    "What a function of the file returns. Raises `UserError` naming the line that failed."
+    try: return space[name](*args)
+    except (Exception, SystemExit) as e:
+        where = f'line {_line_of(e, path)} of ' if _line_of(e, path) else ''
+        raise UserError(f'{name} in {where}{path} raised {type(e).__name__}: {str(e)[:120]}: mend it.') from None
+
+# %% ../nbs/05_tasks.ipynb #42d0b707
+def program_rows(path:Path, space:dict)->dict:
+    "Split → (where, row) of a task in a program. Raises `UserError`."
+    if not callable(space.get('problems')):
+        raise UserError(f'{path} defines no function problems: write def problems(split), which returns rows with a question.')
+    alone = not inspect.signature(space['problems']).parameters
+    def rows_of(*split):
+        rows = called(path, space, 'problems', *split)
+        try: rows = list(rows)
+        except TypeError: raise UserError(f'problems in {path} returned {shown(rows)}: return a list of rows.') from None
+        where = f'row {{}} of problems({", ".join(map(repr, split))})'
+        for i,r in enumerate(rows, 1):
+            if not isinstance(r, dict): raise UserError(f'{path}: {where.format(i)} is {shown(r)}: return dictionaries with a question.')
+        return [(f'{path}: {where.format(i)}', dict(answer='', solution=None) | r) for i,r in enumerate(rows, 1)]
+    asked = lambda row: question_of(path, space, row)[0]
+    splits = by_hash(rows_of(), asked) if alone else {s: rows_of(s) for s in ('train', 'test')}
+    check_own_rows(splits, asked)
+    return splits
+
+def question_of(path, space, row)->tuple:   # the question, the messages before it
+    "What the model is given. Raises `UserError` for a row without a question, and for messages that do not end with the user's."
+    asked = called(path, space, 'conversation', dict(row)) if 'conversation' in space else row.get('question')
+    messages = [dict(role='user', content=asked)] if isinstance(asked, str) else asked
+    good = isinstance(messages, list) and messages and all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in messages)
+    if not good or messages[-1].get('role')!='user' or not messages[-1]['content'].strip():
+        raise UserError(f'{path} makes {shown(asked)} of the row {shown(row)}: '
+                        'a row needs a question, or conversation(row) returns a text or messages that end with the user\'s.')
+    return messages[-1]['content'], tuple(messages[:-1])
+
+# %% ../nbs/05_tasks.ipynb #f3073b38
+def program_task(path:Path, name:str, split:str, source:str)->Task:
+    "A task that a Python file or a notebook defines. Raises `UserError`."
+    space = run_file(path)
+    splits = program_rows(path, space)
+    scored = callable(space.get('score'))
+    for where,row in (x for rows in splits.values() for x in rows):
+        if not scored: check_own_row(dict(row, question=question_of(path, space, row)[0]), where)
+    check_all_solved([row for rows in splits.values() for _,row in rows], scored, path)
+    def make(row, id):
+        question, before = question_of(path, space, row)
+        if not scored: return replace(own_problem(row | dict(question=question), id), before=before)
+        solution = row['solution']
+        return Problem(id, question, solution and solution_parts(solution), str(row['answer']), meta=dict(row=row), before=before)
+    limits = dict(seconds=Number(0, 3600, above=True).read(f'seconds in {path}', space.get('seconds', 5.)),
+                  margin=Number(0, .5, above=True).read(f'margin in {path}', space.get('margin', .02)))
+    return Task(name, 'scored' if scored else 'number', [row for _,row in splits[split]], make, split, reward=space.get('score'),
+                source=source, **limits)
+
+def check_all_solved(rows:list, scored:bool, where):
+    "Either all problems have a worked solution or none. Raises `UserError`."
+    solved = [(row['solution'] if scored else worked(str(row['answer']), row['solution'])[1]) is not None for row in rows]
+    if any(solved) and not all(solved):
+        raise UserError(f'{where}: {sum(solved):,} of {len(solved):,} problems have a worked solution: give one for each, or for none.')
+
+# %% ../nbs/05_tasks.ipynb #9571521c
+@lru_cache(maxsize=4)
+def gym_splits(details:str, seed:int)->tuple:   # the data set, split → rows
+    "The problems of a generator. Raises `UserError` if reasoning_gym is not installed, and for an unknown name or setting."
+    try: import reasoning_gym
+    except ImportError: raise UserError("reasoning_gym is not installed: pip install 'exp2nb[gym]'.") from None
+    kind, *settings = details.split(':')
+    given = {k: json.loads(v) if re.fullmatch(r'-?[\d.]+|true|false|\[.*\]', v) else v for k,_,v in (s.partition('=') for s in settings)}
+    try: data = reasoning_gym.create_dataset(kind, **dict(size=2000, seed=seed) | given)
+    except Exception as e:   # whatever the generator makes of its settings
+        raise UserError(f'reasoning_gym:{details} gives no problems ({type(e).__name__}: {str(e)[:120]}): '
+                        'its README lists the names and settings.') from None
+    rows = {}
+    for i in range(len(data)):
+        entry = data[i]
+        cot = (entry.get('metadata') or {}).get('answer_cot')
+        rows.setdefault(same_question(entry['question']), dict(entry, solution=cot if isinstance(cot, str) else None))
+    splits = by_hash([(f'entry {i}', row) for i,row in enumerate(rows.values())])
+    check_own_rows(splits)
+    check_all_solved(list(rows.values()), True, f'reasoning_gym:{details}')
+    return data, splits
+
+def gym_task(details:str, name:str, split:str, seed:int)->Task:
+    "A task of reasoning_gym. Raises `UserError`, see `gym_splits`."
+    data, splits = gym_splits(details, seed)
+    import reasoning_gym
+    def score(row, answer): return min(1., max(0., data.score_answer(answer=given_answer(answer), entry=row)))
+    def make(row, id): return Problem(id, row['question'], row['solution'], str(row['answer']), meta=dict(row=row))
+    source = sha256_of(dict(version=getattr(reasoning_gym, '__version__', ''), details=details, seed=seed))
+    return Task(name, 'scored', [row for _,row in splits[split]], make, split, reward=score, source=source)
+
+def given_answer(answer:str)->str:
+    "What is behind `####`, or between the tags that reasoning_gym's prompts ask for; else the whole text."
+    tagged = re.findall(r'<answer>(.*?)</answer>', answer, re.S)
+    return (tagged[-1] if tagged else answer.rpartition('####')[2]).strip()
+
+# %% ../nbs/05_tasks.ipynb #747ec7d3
+def own_task(text:str, split:str='test', data_dir:str='', seed:int=0)->Task:
+    "A task of your own. Raises `UserError` for whatever is wrong with it."
+    check_choice('split', split, ('train', 'test'))
+    what, _, details = text.partition(':')
+    name = task_name(text)
+    if name in TASKS: raise UserError(f'a task of your own cannot have the name of a benchmark, {name}: give its file another name.')
+    if what=='stories': return stories(split, seed=seed, world=world_of(details), name=name)
+    if what=='reasoning_gym': return gym_task(details, name, split, seed)
+    path = Path(what)
+    if path.suffix in ('.py', '.ipynb'): return program_task(path, name, split, sha256_of(path))
+    columns = dict(d.partition('=')[::2] for d in details.split(':') if d)
+    for c in columns: check_choice(f'{what}: column', c, ('question', 'answer', 'solution', 'config'))
+    if not path.exists(): return hub_task(what, columns, name, split, data_dir)
+    files = parts_of(path) if path.is_dir() else dict(all=[path])
+    tables = {s: [(f'{f}, row {i}', r) for f in fs for i,r in enumerate(renamed(own_rows(f), columns, f), 1)] for s,fs in files.items()}
+    return table_task(tables, name, split, sha256_of([sha256_of(f) for fs in files.values() for f in fs]), what)
+
+def table_task(tables:dict, name, split, source, where)->Task:
+    "A task of rows with question, answer and solution. Raises `UserError`."
+    rows = [x for part in tables.values() for x in part]
+    for at,row in rows: check_own_row(row, at)
+    splits = tables if 'test' in tables else by_hash(rows)
+    check_own_rows(splits)
+    check_all_solved([row for _,row in rows], False, where)
+    return Task(name, 'number', [row for _,row in splits[split]], own_problem, split, source=source)
+
+def hub_task(dataset, columns, name, split, data_dir)->Task:
+    "A task of a data set on the Hub, or in a folder of its layout. Raises `UserError`."
+    config = columns.get('config', 'default')
+    if data_dir:
+        folder = Path(data_dir).expanduser()/dataset/config
+        if not folder.is_dir():
+            raise UserError(f'there is no folder {folder}: put train.parquet there, or name another config ({dataset}:config=NAME).')
+        return own_task(':'.join([str(folder), *(f'{k}={v}' for k,v in columns.items() if k!='config')]), split)
+    tables = {}
+    for s in hub_splits(dataset, config):
+        rows = renamed(list(load_rows(dataset, config, s)), columns, f'{dataset} ({s})')
+        tables[s] = [(f'{dataset} ({s}), row {i}', r) for i,r in enumerate(rows, 1)]
+    return table_task(tables, name, split, sha256_of([r for part in tables.values() for _,r in part]), dataset)
+
+def hub_splits(dataset, config)->list:
+    "Which of train and test a data set on the Hub has. Raises `UserError`."
+    import datasets
+    try: have = datasets.get_dataset_split_names(dataset, config)
+    except Exception as e:   # whatever the network layers raise
+        raise UserError(f'{dataset} ({config}) could not be looked up on the Hub ({type(e).__name__}): check its name and the network, '
+                        f'name another config ({dataset}:config=NAME), or give a data_dir that holds it.') from None
+    return [s for s in ('train', 'test') if s in have]

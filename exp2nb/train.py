@@ -677,7 +677,8 @@ def go(self:Run, progress=True)->list:   # the rows of metrics
             before = now
             self._log(row | (self._look(row) if due else {}))
             bar.update(int(1000*now)-bar.n)
-            bar.set_postfix_str(' '.join(f'{k} {row[k]:.3g}' for k in ('loss', 'reward') if k in row), refresh=False)
+            shown = [k for k in ('loss', 'reward', 'scorer_failed') if k in row and (row[k] or k!='scorer_failed')]
+            bar.set_postfix_str(' '.join(f'{k} {row[k]:.3g}' for k in shown), refresh=False)
             self._save_if_due(stop)
     self.save()
     return self.metrics_rows()

@@ -65,7 +65,8 @@ def configure(
     c = make_config(**given)
     check_choice('arm', c.arm, list(ARMS))
     if changes: c = override(c, CHANGES.kind.read('changes', changes))
-    for name in c.eval.tasks: check_choice('eval.tasks: task', name, list(TASKS))
+    for name in c.eval.tasks:
+        if name!=c.target: check_choice('eval.tasks: task', name, list(TASKS))
     return c if c.run_dir else replace(c, run_dir=str(project_root()/run_folder(c)))
 
 # %% ../../nbs/tools/00_cli.ipynb #95f83466

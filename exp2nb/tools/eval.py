@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 from ..arms import progress_bar
 from ..bases.base import load_base, rebuild
-from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, UserError, Whole, Word
-from ..config import check_choice, device_of, dtype_of, versions
+from ..config import Cap, EvalConfig, Flag, Heat, Place, Several, Text, UserError, Whole, Word
+from ..config import check_choice, device_of, dtype_of, own_target, task_name, versions
 from ..evaluate import CORE, Evaluation, chat_core, core_text, evaluate
 from .cli import command
 from ..stats import accuracy, majority_at_k, pass_at_k
@@ -67,10 +67,12 @@ def load_any(path)->tuple:   # model, tokenizer, what it is (a dict)
 
 # %% ../../nbs/tools/04_eval.ipynb #02ff337c
 def task_names(
-    given      # names; 'all' for `CORE`
+    given      # names, or tasks of your own; 'all' for `CORE`
 )->list:       # each once
     "The tasks that were asked for. Raises `UserError` for a name that is not known."
-    for n in given: check_choice('task', n, [*TASKS, 'all'])
+    given = [own_target(n) or n for n in given]
+    for n in given:
+        if not own_target(n): check_choice('task', n, [*TASKS, 'all'])
     return list(dict.fromkeys(t for n in given for t in (CORE if n=='all' else [n])))
 
 # %% ../../nbs/tools/04_eval.ipynb #825dc87e
@@ -78,8 +80,9 @@ def find_tasks(names, data_dir, max_items, form='plain')->dict:
     "Name → task, or the sentence why it cannot be run."
     out = {}
     for n in names:
-        try: out[n] = make_task(n, 'test', data_dir).take(max_items).asked(form)
-        except UserError as e: out[n] = str(e)
+        name = n if n in TASKS else task_name(n)
+        try: out[name] = make_task(n, 'test', data_dir).take(max_items).asked(form)
+        except UserError as e: out[name] = str(e)
     return out
 
 # %% ../../nbs/tools/04_eval.ipynb #e4312121
@@ -112,11 +115,12 @@ def figures(
         mine = [r for r in rows if r['task']==t]
         greedy = [r for r in mine if r['temperature']==0]
         sampled = [r for r in mine if r['temperature']>0]
-        out[t] = s | dict(chance=tasks[t].chance, interval=interval([[r['correct']] for r in greedy]))
+        out[t] = s | dict(chance=tasks[t].chance, interval=interval([[r['score']] for r in greedy]))
         if 't1' in s:
             each = len(sampled)//s['t1']['n']   # samples of a problem
             table = lambda key, rows=sampled, n=each: [[r[key] for r in rows[i:i+n]] for i in range(0, len(rows), n)]
             out[t]['t1'] = s['t1'] | sampled_figures(table('correct'), table('pred') if tasks[t].kind=='number' else None)
+            out[t]['t1']['interval'] = interval(table('score'))
     return out
 
 # %% ../../nbs/tools/04_eval.ipynb #254f1910
@@ -141,7 +145,7 @@ def eval_checkpoint(
     tasks = find_tasks(names, data_dir, ev.max_items, form)
     rows = []
     e = Evaluation(model.to(run_on), tok, ev, seed, dtype_of(where), str(path))
-    scores, not_run = evaluate(e, tasks, target=names, items=rows, progress=progress)
+    scores, not_run = evaluate(e, tasks, target=list(tasks), items=rows, progress=progress)
     for r in rows if items is not None else (): items.append(r)
     core = chat_core({t:s['accuracy'] for t,s in scores.items()}, {t:tasks[t].chance for t in scores})
     hashes = dict(weights_sha256=weights_hash(model.state_dict()), tokenizer_sha256=tok.hash)
@@ -186,7 +190,7 @@ def eval_text(r:dict)->str:
 @command(text=eval_text, ok=lambda r: bool(r['tasks']))
 def exp2_eval(
     checkpoint:Place='',         # an arm's folder, its weights/ or checkpoints/step_…, a nanochat checkpoint, a Hugging Face folder or name
-    task:Several(Word(*TASKS, 'all'))=('all',),  # benchmarks; all: the six of the design note; may be repeated
+    task:Several(Text())=('all',),  # benchmarks, or tasks of your own; all: the six of the design note; may be repeated
     n_samples:Whole(0, 10**6)=0, # also sample so many answers a problem, for the mean, pass@k and majority@k; 0: greedy only
     temperature:Heat=1.,         # of these samples
     max_items:Cap=0,             # at most so many problems a task, always the same ones; 0: all
