@@ -335,7 +335,8 @@ def own_target(task:str)->str|None:
     what, *details = task.split(':')
     if what in FAMILIES and details: return task
     path = Path(what).expanduser()
-    if what and path.exists(): return ':'.join([str(path.absolute()), *details])
+    named = path.suffix in OWN_FILES or len(Path(what).parts) > 1 or what.startswith('./')   # a folder in the working folder is ./NAME
+    if named and path.exists(): return ':'.join([str(path.absolute()), *details])
     if path.suffix in OWN_FILES: raise UserError(f'task {shown(task)}: there is no file {path}: give the path of a file that is there.')
     return task if re.fullmatch(r'[\w.-]+/[\w.-]+', what) else None   # else a name on the Hub
 
@@ -363,7 +364,7 @@ def make_config(
     for k in given: check_choice('parameter', k, [f.name for f in fields(Config)])
     chosen = {k:v for k,v in dict(given, task=task or None).items() if v is not None}
     c = Config(**{**PRESETS[preset], **chosen, 'preset':preset})
-    c = replace(c, task=check_target(c.task))
+    c = replace(c, task=check_target(Text().read('task', c.task)))
     if c.target not in c.eval.tasks:
         others = tuple(t for t in c.eval.tasks if t not in TARGETS)
         c = replace(c, eval=replace(c.eval, tasks=(c.target, *others)))
