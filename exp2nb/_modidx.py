@@ -1608,6 +1608,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'exp2nb.train.Stream': ('train.html#stream', 'exp2nb/train.py'),
                               'exp2nb.train.Stream.__init__': ('train.html#stream.__init__', 'exp2nb/train.py'),
                               'exp2nb.train.Stream._make': ('train.html#stream._make', 'exp2nb/train.py'),
+                              'exp2nb.train.Stream._prepare': ('train.html#stream._prepare', 'exp2nb/train.py'),
                               'exp2nb.train.Stream._take': ('train.html#stream._take', 'exp2nb/train.py'),
                               'exp2nb.train.Stream.advance': ('train.html#stream.advance', 'exp2nb/train.py'),
                               'exp2nb.train.Stream.load': ('train.html#stream.load', 'exp2nb/train.py'),

@@ -60,11 +60,15 @@ class Stream:
             self._source = self.read(out[-1][2])   # the error comes again when its sequence is due
         return out
 
+    def _prepare(self, tokens):
+        "Let the thread begin the next part, if it has not."
+        self._coming = self._coming or self._thread.submit(self._make, tokens)
+
     def _take(self, tokens):
-        "The next part; the thread goes on with the one behind it."
-        coming = self._coming or self._thread.submit(self._make, tokens)
-        part = coming.result()
-        self._coming = self._thread.submit(self._make, tokens)
+        "The next part, waited for if it must be."
+        self._prepare(tokens)
+        part = self._coming.result()
+        self._coming = None
         return part
 
 # %% ../nbs/14_train.ipynb #649bc27c
@@ -82,8 +86,9 @@ def peek(self:Stream,
 
 @patch
 def advance(self:Stream, k:int):
-    "Move past the next `k` sequences."
+    "Move past the next `k` sequences; the thread makes up for them while the caller trains."
     self.state = self._ahead[k-1][2]
+    self._prepare(sum(len(ids) for ids,_,_ in self._ahead[:k]))
     self._ahead = self._ahead[k:]
 
 # %% ../nbs/14_train.ipynb #65b2a5dc
