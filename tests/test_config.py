@@ -149,7 +149,7 @@ def test_what_papermill_makes_of_numbers(name, value, got): assert getattr(confi
 
 @pytest.mark.parametrize('given,word', [(dict(run_dir=2026), 'run_dir must be text'), (dict(base=7), 'base must be text'),
                                         (dict(device='mps'), "device 'mps'"), (dict(arm=['rl']), 'arm'),
-                                        (dict(preset=12), 'preset 12'), (dict(task=True), 'task True')])
+                                        (dict(preset=12), 'preset 12'), (dict(task=True), 'task must be text')])
 def test_what_is_no_text_is_refused(given, word):
     with pytest.raises(UserError) as e: configure(**given)
     assert word in str(e.value)

@@ -16,11 +16,13 @@ from pathlib import Path
 import psutil, torch
 from fastcore.meta import delegates
 from .. import parallel
-from ..arms import ARMS, launch, run_arm
+from ..arms import ARMS, check_worked, launch, run_arm
 from ..lab import arm_folder, base_folder, sft_folder
-from ..config import Config, MATCH_ON, Number, Several, Text, UserError, Whole, Word, check_choice, device_of, make_config, run_folder
+from ..config import Config, MATCH_ON, Number, Several, TARGETS, Text, UserError, Whole, Word
+from ..config import check_choice, device_of, make_config, run_folder
 from ..sandbox.sandbox import usable_cores
 from ..store import Interrupted
+from ..tasks import make_task
 from .cli import command, run_options, say_error
 from .plan import plan
 
@@ -44,6 +46,9 @@ def queue(
 )->list:                                 # configurations, in the order in which they must run
     "All runs of an experiment. Raises `UserError` for an unknown arm, and for SFT passes that are set in two places."
     for a in arms: check_choice('arm', a, list(ARMS))
+    if c.task not in TARGETS:   # of a task of your own, before the first arm has run for hours
+        target = make_task(c.task, 'train', c.data_dir)
+        for a in arms: check_worked(a, target)
     if any(sft_passes) and 'sft.passes' in inner_changes(c):
         raise UserError('sft.passes and sft_passes are the same length of SFT: set one of them.')
     arms = sorted(dict.fromkeys(arms), key=list(ARMS).index)
