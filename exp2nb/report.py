@@ -430,7 +430,8 @@ def reach_in_words(result)->list:
            f"Reach: with {design}, equal arms would be shown to be within ±{margin} points in about {100*r['chance_equivalent']:.0f} % "
            f"of such experiments; a true difference of {points(r['smallest_effect'])} points would be seen in at least 80 %. Both include "
            'how badly so few seeds know the spread of runs.']
-    if n==1: out.append(f"McNemar's exact test of these two checkpoints, which says nothing of the methods: p = {v['mcnemar_p']:.3g}.")
+    if n==1 and v['mcnemar_p'] is not None:
+        out.append(f"McNemar's exact test of these two checkpoints, which says nothing of the methods: p = {v['mcnemar_p']:.3g}.")
     return out
 
 # %% ../nbs/22_report.ipynb #b50f08df

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
-from .config import MATCH_ON, UserError, sha256_of
+from .config import MATCH_ON, UserError, sha256_of, task_name
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from exp2nb.stats import (
     accuracy, coded, coverage_rates, crossover, decide, difference, graded, holm, judge, latent_of, majority_at_k, pass_at_k, points,
@@ -108,8 +108,8 @@ def read_record(path)->Record:
         raise UserError(f"{path} says seed {info['seed']}, but it lies in {folder.name}: {again(folder)}")
     r = Record(folder, above[0].parent, info)
     for k in ('arm', 'task', 'preset', 'seed'):
-        if k in r.config and r.config[k]!=info[k]:
-            raise UserError(f'{path} says {k}={info[k]!r}, but its config.json says {r.config[k]!r}: {again(folder)}')
+        if k in r.config and (name := task_name(r.config[k]) if k=='task' else r.config[k])!=info[k]:
+            raise UserError(f'{path} says {k}={info[k]!r}, but its config.json says {name!r}: {again(folder)}')
     return r
 
 # %% ../nbs/21_results.ipynb #cbdfb4c5

@@ -392,11 +392,11 @@ def check_own_row(row:dict, where:str):
 # %% ../nbs/05_tasks.ipynb #7f7a9f4e
 def same_question(question:str)->str: return ' '.join(question.split()).casefold()
 
-def check_own_rows(splits:dict, of=lambda row: row['question']):
+def check_own_rows(splits:dict, name, of=lambda row: row['question']):
     "Raises `UserError` for splits without problems, and for a problem that comes twice, in one split or in two."
     seen = {}
     for split,rows in splits.items():
-        if not rows: raise UserError(f'the {split} split has no problems: give more of them.')
+        if not rows: raise UserError(f'{name}: the {split} split has no problems: give more of them.')
         for where,row in rows:
             first = seen.setdefault(same_question(of(row)), where)
             if first!=where: raise UserError(f'{first} and {where} ask the same question ({shown(of(row))}): delete one of them.')
@@ -460,7 +460,7 @@ def program_rows(path:Path, space:dict)->dict:
         return [(f'{path}: {where.format(i)}', dict(answer='', solution=None) | r) for i,r in enumerate(rows, 1)]
     asked = lambda row: question_of(path, space, row)[0]
     splits = by_hash(rows_of(), asked) if alone else {s: rows_of(s) for s in ('train', 'test')}
-    check_own_rows(splits, asked)
+    check_own_rows(splits, path, asked)
     return splits
 
 def question_of(path, space, row)->tuple:   # the question, the messages before it
@@ -516,7 +516,7 @@ def gym_splits(details:str, seed:int)->tuple:   # the data set, split → rows
         cot = (entry.get('metadata') or {}).get('answer_cot')
         rows.setdefault(same_question(entry['question']), dict(entry, solution=cot if isinstance(cot, str) else None))
     splits = by_hash([(f'entry {i}', row) for i,row in enumerate(rows.values())])
-    check_own_rows(splits)
+    check_own_rows(splits, f'reasoning_gym:{details}')
     check_all_solved(list(rows.values()), True, f'reasoning_gym:{details}')
     return data, splits
 
@@ -557,7 +557,7 @@ def table_task(tables:dict, name, split, source, where)->Task:
     rows = [x for part in tables.values() for x in part]
     for at,row in rows: check_own_row(row, at)
     splits = tables if 'test' in tables else by_hash(rows)
-    check_own_rows(splits)
+    check_own_rows(splits, where)
     check_all_solved([row for _,row in rows], False, where)
     return Task(name, 'number', [row for _,row in splits[split]], own_problem, split, source=source)
 

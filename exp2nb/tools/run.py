@@ -324,7 +324,7 @@ def announcement(cs, seeds, q:dict)->str:
     where, left = plan(cs[0])['device'], q['minutes']
     time = f"about {max(1, round(left))} minute{'s'*(round(left) > 1)} on {'this machine' if where=='cpu' else where}, installation aside"
     says = f"{time}{', '*(q['jobs'] > 1)}{at_once(q)}." if left else 'all of them are done.'
-    return f'{len(cs)} arms of {cs[0].preset} on {cs[0].task}, seeds {seeds}: {says} Everything goes to {cs[0].run_dir}.'
+    return f'{len(cs)} arms of {cs[0].preset} on {cs[0].target}, seeds {seeds}: {says} Everything goes to {cs[0].run_dir}.'
 
 def at_once(q:dict)->str:
     "How many runs go at the same time, in words; '' for one."
