@@ -6,17 +6,18 @@
 __all__ = ['ARMS', 'ROLLOUT', 'MAY_DIFFER', 'PROGRESS', 'LONG', 'FILES', 'Arm', 'arm', 'RLRun', 'ArmRun', 'context_of',
            'check_plan', 'check_worked', 'load_rl', 'sft_arm', 'rl_steps', 'rl_arm', 'refuse_long_prompts', 'grpo_on',
            'more_sft', 'conversations_of', 'sft_plus_arm', 'Rendered', 'rft_arm', 'rl_random_arm', 'sft_mix_arm',
-           'evaluation', 'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm', 'train', 'train_stage',
-           'no_training', 'record_training', 'read_trained', 'has_ended', 'recorded_weights', 'try_first',
-           'steps_ahead', 'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm', 'to_score',
-           'refuse_twin', 'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching', 'summary',
-           'launch']
+           'positives_arm', 'OwnAnswers', 'correct_answers', 'rft_online_arm', 'InTurn', 'split_arm', 'evaluation',
+           'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm', 'train', 'train_stage', 'no_training',
+           'record_training', 'read_trained', 'has_ended', 'recorded_weights', 'try_first', 'steps_ahead',
+           'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm', 'to_score', 'refuse_twin',
+           'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching', 'summary', 'launch']
 
 # %% ../nbs/19_arms.ipynb #e81d5fd4
 import functools, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from . import parallel
 from .config import Config, UserError, check_choice, device_of, git_revision, seed_of, sha256_of, versions
 from .engine import generate
@@ -29,7 +30,7 @@ from .store import (
     Interrupt, Interrupted, Jsonl, altered_file, check_config, files_record, load_artifact, read_json, read_jsonl, weights_hash, write_json)
 from .stories import LEVELS
 from .tasks import TASKS, make_task
-from .train import Amount, Conversations, ProgressLine, Supervised, collect, positions, put_back
+from .train import Amount, Conversations, ProgressLine, Supervised, collect, positions, put_back, spent_row
 
 # %% ../nbs/19_arms.ipynb #47093d85
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class Arm:
     make:callable      # function(run:ArmRun) → stage, or None if there is nothing to train
     matched:bool=True  # must its budget be that of a trained RL arm?
     worked:bool=False  # does it imitate worked solutions of the target's problems?
+    whole:bool=False   # does it meet its budget only to a whole problem, because it ends with RL?
 
 ARMS = {}
 
-def arm(name, says, matched=True, worked=False):
+def arm(name, says, matched=True, worked=False, whole=False):
     "Register an arm."
     def register_arm(f):
-        ARMS[name] = Arm(name, says, f, matched, worked)
+        ARMS[name] = Arm(name, says, f, matched, worked, whole)
         return f
     return register_arm
 
@@ -74,6 +76,7 @@ class ArmRun:
         "A model at the SFT checkpoint."
         return self.lab.sft.copy(self.lab.device)
 
+    @functools.cached_property
     def ledger(self): return ledger_in(self.lab, self.folder, self.model)
 
     @functools.cached_property
@@ -136,6 +139,7 @@ def refuse_long_prompts(prompts, context:int):
 def grpo_on(
     run:ArmRun,
     clock,      # when it ends
+    rl=None,    # `RLConfig`; default: the run's
     **kw        # for `GRPO`
 )->GRPO:
     "A GRPO stage on the target's train problems. The main process keeps what it samples. Raises `UserError` for a prompt that is too long."
@@ -143,7 +147,7 @@ def grpo_on(
     rollouts = Jsonl(run.folder/'rollouts.jsonl') if parallel.rank()==0 else None
     prompt = lambda problem: tok.render_prompt(task.conversation(problem))
     refuse_long_prompts([prompt(task[i]) for i in range(len(task))], run.model.shape.context)
-    return GRPO(run.model, tok, task, prompt, run.c.rl, clock, run.ledger(), run.c.seed, rollouts=rollouts, dtype=run.lab.dtype, **kw)
+    return GRPO(run.model, tok, task, prompt, rl or run.c.rl, clock, run.ledger, run.c.seed, rollouts=rollouts, dtype=run.lab.dtype, **kw)
 
 # %% ../nbs/19_arms.ipynb #9a1ca008
 def more_sft(
@@ -151,14 +155,15 @@ def more_sft(
     conversations,  # what to train on
     settings=None,  # `SFTPlusConfig`; default: SFT+'s
     tok=None,       # renders the conversations; default: the run's tokenizer
-    paid=None       # see `exp2nb.train.Supervised`
+    paid=None,      # see `exp2nb.train.Supervised`
+    clock=None      # `Budget`; default: the RL arm's
 )->Supervised:
     "A supervised stage that spends the RL arm's budget."
     c, s = run.c, settings or run.c.sft_plus
-    budget = run.rl.budget
+    clock = clock or run.rl.budget
     kept = None if tok else kept_tokens(run.lab, run.tok)
     stream = Conversations(conversations, tok or run.tok, seed_of('sft', c.seed), run.model.shape.context, kept)
-    return Supervised('sft', run.model, s.rates, stream, budget, run.ledger(), s.batch_tokens, c.sft.micro_tokens,
+    return Supervised('sft', run.model, s.rates, stream, clock, run.ledger, s.batch_tokens, c.sft.micro_tokens,
                       dtype=run.lab.dtype, paid=paid)
 
 def conversations_of(task)->list:
@@ -189,7 +194,7 @@ def rft_arm(run):
     return more_sft(run, list(distinct.values()), run.c.rft, Rendered(), paid=generation)
 
 # %% ../nbs/19_arms.ipynb #85c52e5b
-@arm('rl_random', "GRPO with random rewards at the RL arm's rate")
+@arm('rl_random', "GRPO with random rewards at the RL arm's rate", whole=True)
 def rl_random_arm(run):
     rates = [r['reward'] for r in read_jsonl(run.rl.folder/'metrics.jsonl') if 'reward' in r]
     def coin(step, problem, sample, score):
@@ -199,6 +204,168 @@ def rl_random_arm(run):
 
 @arm('sft_mix', "more SFT on the whole SFT mixture, to the RL arm's FLOPs", worked=True)
 def sft_mix_arm(run): return more_sft(run, run.lab.mixture, run.c.sft_mix)
+
+# %% ../nbs/19_arms.ipynb #ladder01
+@arm('positives', 'GRPO on the correct answers alone', whole=True)
+def positives_arm(run): return grpo_on(run, run.rl.budget, replace(run.c.rl, rates=run.c.positives.rates), positives=True)
+
+# %% ../nbs/19_arms.ipynb #ladder03
+class OwnAnswers(Supervised):
+    "Supervised training on the model's own correct answers, sampled anew in each of several rounds."
+    def __init__(self,
+        sampler:GRPO,   # answers the problems; it never updates
+        rounds:int,     # how often the model answers anew, evenly over the budget
+        problems:int,   # how many it answers in all rounds together
+        *args, **kw     # see `Supervised`
+    ):
+        super().__init__(*args, **kw)
+        self.sampler, self.rounds, self.problems = sampler, rounds, problems
+        self.files = sampler.files
+        self.begun = 0                          # rounds that have begun
+        self.answers, self.coming = [], []      # (problem, ids, mask): trained on; sampled so far in this round
+        self.earlier = 0.                       # passes over the answers of earlier rounds
+        self.asked = 0                          # price of the last step that sampled
+
+    @property
+    def epochs(self): return self.earlier + (self.stream.passes if self.stream else 0.)
+
+    @property
+    def wanted(self): return self.problems*self.begun//self.rounds   # problems to be answered by the end of this round's sampling
+
+    def step(self):
+        "Answers, or one update. Raises `UserError` if no answer was ever right."
+        if self.begun < self.rounds and self.clock.fraction >= self.begun/self.rounds: self.begun += 1
+        if self.sampler.seen < self.wanted and self.clock.left > self.asked: return self.sample()
+        if self.coming: self.begin_round()
+        if not self.answers: raise UserError('no sampled answer was right: rft_online has nothing to train on; '
+                                             'try an easier task, more SFT or more problems a round.')
+        return super().step()
+
+# %% ../nbs/19_arms.ipynb #ladder04
+@patch
+def sample(self:OwnAnswers)->dict:   # a row of metrics
+    "Answer the next problems and keep the correct answers for this round."
+    began, s = time.perf_counter(), self.sampler
+    s.n = self.n
+    numbers = s.next_problems()[:self.wanted-s.seen]
+    groups = s.rollout(numbers)
+    s.keep(groups)
+    for found in parallel.gather([correct_answers(g) for g in groups]): self.coming += found
+    row = spent_row(self.ledger, self.n)
+    self.clock.spend(row)
+    self.asked = self.clock.price(row)
+    self.n += 1
+    s.seen += len(numbers)
+    return dict(stage='rollout', step=self.n-1, **summarise_groups(groups), fraction=self.clock.fraction,
+                seconds=time.perf_counter()-began, flops_model=row['flops_model'])
+
+def correct_answers(group)->list:  # (problem, ids, mask)
+    "A group's correct answers as conversations to train on."
+    return [(group.problem, group.prompt+s.tokens, [0]*len(group.prompt)+[int(own) for own in s.sampled])
+            for s,score in zip(group.samples, group.scores) if score['correct']]
+
+@patch
+def begin_round(self:OwnAnswers):
+    "Train on what this round has sampled, each answer once."
+    self.earlier = self.epochs
+    self.answers, self.coming = list({(i, *ids): (i, ids, mask) for i,ids,mask in self.coming}.values()), []
+    self.stream = self.answers_stream()
+
+@patch
+def answers_stream(self:OwnAnswers):
+    conversations = [(ids, mask) for _,ids,mask in self.answers]
+    return Conversations(conversations, Rendered(), seed_of('sft', self.sampler.seed, self.begun), self.model.shape.context)
+
+# %% ../nbs/19_arms.ipynb #ladder05
+@patch
+def state_dict(self:OwnAnswers):
+    return dict(opt=self.opt.state_dict(), n=self.n, spent=self.clock.spent, noise=self.noise.state, asked=self.asked,
+                stream=self.stream and self.stream.state, begun=self.begun, answers=self.answers, coming=self.coming,
+                earlier=self.earlier, seen=self.sampler.seen)
+
+@patch
+def load_state_dict(self:OwnAnswers, s):
+    self.opt.load_state_dict(s['opt'])
+    self.n, self.clock.spent, self.noise.state = s['n'], s['spent'], s['noise']
+    self.begun, self.earlier, self.sampler.seen = s['begun'], s['earlier'], s['seen']
+    self.answers, self.coming, self.asked = s['answers'], s['coming'], s['asked']
+    if s['stream']:
+        self.stream = self.answers_stream()
+        self.stream.load(s['stream'])
+
+@arm('rft_online', "supervised training on the model's own correct answers, sampled anew in rounds")
+def rft_online_arm(run):
+    c, s = run.c, run.c.rft_online
+    sampler = grpo_on(run, Amount(1, 'steps'))
+    return OwnAnswers(sampler, s.rounds, run.rl.record['steps']*c.rl.problems, 'sft', run.model, s.rates, None, run.rl.budget, run.ledger,
+                      s.batch_tokens, c.sft.micro_tokens, dtype=run.lab.dtype)
+
+# %% ../nbs/19_arms.ipynb #ladder07
+class InTurn:
+    "Two stages one after the other, on one model and one ledger, each with a clock and a schedule of its own."
+    def __init__(self,
+        clock,          # `Budget` of both
+        first, second   # stages whose clocks are a part of it
+    ):
+        self.clock, self.stages, self.at = clock, (first, second), 0
+        self.model, self.ledger, self.name = first.model, first.ledger, first.name
+        self.files = [*first.files, *second.files]
+
+    @property
+    def now(self): return self.stages[self.at]
+    @property
+    def n(self): return self.now.n
+    @property
+    def epochs(self): return sum(s.epochs for s in self.stages)
+    @property
+    def folder(self): return self.now.folder
+    @folder.setter
+    def folder(self, path):
+        for s in self.stages: s.folder = path
+
+    def turn(self):
+        "The second stage gets what the first has left, and goes on counting its steps."
+        first, second = self.stages
+        self.at, self.name = 1, second.name
+        second.clock.target = self.clock.target-first.clock.spent
+        second.n = first.n
+
+    def step(self):
+        "A step of the first stage until its clock has run out, then of the second."
+        row = self.now.step()
+        if row is None and self.at==0:
+            self.turn()
+            row = self.now.step()
+        self.clock.spent = sum(s.clock.spent for s in self.stages)
+        return row and row | dict(fraction=self.clock.fraction)
+
+    def state_dict(self): return dict(at=self.at, stages=[s.state_dict() for s in self.stages])
+
+    def load_state_dict(self, s):
+        for stage,state in zip(self.stages, s['stages']): stage.load_state_dict(state)
+        if s['at']:
+            n = self.stages[1].n
+            self.turn()
+            self.stages[1].n = n
+        self.clock.spent = sum(stage.clock.spent for stage in self.stages)
+
+# %% ../nbs/19_arms.ipynb #ladder08
+def split_arm(
+    run:ArmRun,
+    first:str,    # 'sft' or 'rl'
+    share:float   # of the budget, for the first part
+)->InTurn:
+    "A share of the budget on SFT+, the rest on RL, or the other way round."
+    whole = run.rl.budget
+    part = lambda s: replace(whole, target=s*whole.target)
+    shares = dict(sft=share, rl=1-share) if first=='sft' else dict(rl=share, sft=1-share)
+    stages = dict(sft=more_sft(run, conversations_of(run.lab.problems[0]), clock=part(shares['sft'])), rl=grpo_on(run, part(shares['rl'])))
+    return InTurn(whole, *(stages[name] for name in shares))
+
+for s in (25, 50, 75):
+    arm(f'sft{s}_rl{100-s}', f'{s} % of the budget on SFT+, then RL', worked=True, whole=True)(
+        functools.partial(split_arm, first='sft', share=s/100))
+    arm(f'rl{s}_sft{100-s}', f'{s} % of the budget on RL, then SFT+', worked=True)(functools.partial(split_arm, first='rl', share=s/100))
 
 # %% ../nbs/19_arms.ipynb #5050034f
 def evaluation(run:ArmRun, model, label)->Evaluation:
@@ -276,7 +443,7 @@ def train(run:ArmRun, stage)->dict:
         if stage: run.model.load_state_dict(recorded_weights(folder/'weights', info['weights_sha256']))
         return info
     info = train_stage(run, stage) if stage else no_training(run)
-    record_training(run, stage.ledger if stage else run.ledger(), info)
+    record_training(run, stage.ledger if stage else run.ledger, info)
     return info
 
 def train_stage(run:ArmRun, stage)->dict:
@@ -284,15 +451,14 @@ def train_stage(run:ArmRun, stage)->dict:
     folder, look = run.folder, dev_look(run)
     is_rl = isinstance(stage, GRPO)
     rows = run_stage(run.lab, stage, folder, look=look, looks=run.c.eval.curve if look else 0,
-                     files=[stage.rollouts] if is_rl and stage.rollouts else [],
+                     files=stage.files,
                      begin=functools.partial(try_first, run) if is_rl and run.c.rl.preflight else None)
     sha = save_weights(run.lab, folder/'weights', stage.model, run.tok)
     best = [r['best_dev_sha256'] for r in rows if 'best_dev_sha256' in r]
     steps = [r for r in rows if r['step'] >= 0 and 'zero_advantage' in r]
     zero = sum(r['zero_advantage'] for r in steps)/len(steps) if steps else None
     full, failed = (sum(r[k] for r in steps) if steps else None for k in ('context_full', 'scorer_failed'))
-    epochs = stage.seen/len(stage.task) if is_rl else stage.stream.passes
-    return dict(steps=stage.n, epochs=epochs, zero_advantage=zero, context_full=full, scorer_failed=failed,
+    return dict(steps=stage.n, epochs=stage.epochs, zero_advantage=zero, context_full=full, scorer_failed=failed,
                 weights_sha256=sha, best_dev_sha256=best[-1] if best else None)
 
 def no_training(run:ArmRun)->dict:
@@ -385,7 +551,7 @@ def refuse_no_signal(c:Config, found:dict, hours:float):
 # %% ../nbs/19_arms.ipynb #81c9aa38
 def finish(run:ArmRun, stage, info)->dict:
     "Evaluate the final and the best weights, and write arm.json: an arm is finished when it is there."
-    ledger = stage.ledger if stage else run.ledger()
+    ledger = stage.ledger if stage else run.ledger
     done = evaluate_arm(run, ledger, info)
     def write():
         refuse_twin(run, done['info'])
@@ -514,7 +680,7 @@ def summary(run:ArmRun, info, scores, not_run)->dict:
                git=git_revision(), versions=versions(), **info)
     if ARMS[c.arm].matched: out |= matching(run, spent, info)
     out['margin'] = lab.problems[0].margin
-    if c.arm=='rl_random': out['resolution'] = 1/max(1, info['steps']*c.rl.problems)   # it can end at a whole problem only
+    if ARMS[c.arm].whole: out['resolution'] = 1/(run.rl.record['steps']*c.rl.problems)   # a problem's share of the budget
     return out
 
 # %% ../nbs/19_arms.ipynb #f2972940

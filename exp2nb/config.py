@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Count', 'Cap', 'Share', 'Rate', 'Heat', 'Place', 'MATCH_ON', 'PRESETS', 'TARGETS', 'ROOM', 'OWN_FILES', 'FAMILIES',
            'UserError', 'check_choice', 'shown', 'as_number', 'Whole', 'Number', 'Word', 'Text', 'Flag', 'Several',
-           'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig', 'EvalConfig', 'Config',
-           'own_target', 'check_target', 'task_name', 'make_config', 'with_room', 'checked', 'override', 'sha256_of',
-           'seed_of', 'git_revision', 'versions', 'device_of', 'dtype_of', 'run_folder']
+           'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig', 'OnlineConfig',
+           'PositivesConfig', 'EvalConfig', 'Config', 'own_target', 'check_target', 'task_name', 'make_config',
+           'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'versions', 'device_of',
+           'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #94e6f540
 import dataclasses, hashlib, importlib.metadata, json, math, os, platform, re, subprocess
@@ -224,6 +225,16 @@ class SFTPlusConfig:
     rates:Rates = Rates().times(.5, .5, .5, .5)
 
 @dataclass(frozen=True)
+class OnlineConfig(SFTPlusConfig):
+    "The same for arm rft_online."
+    rounds:Whole(1, 10**6) = 4    # how often the model answers anew
+
+@dataclass(frozen=True)
+class PositivesConfig:
+    "What arm positives has of its own; the rest is RL's."
+    rates:Rates = Rates().times(.05, .05, .05, .05)
+
+@dataclass(frozen=True)
 class EvalConfig:
     "What every arm is scored on, with the same settings."
     tasks:Several(Text()) = ('gsm8k', 'mmlu', 'arc_easy', 'arc_challenge', 'humaneval', 'spellingbee')
@@ -246,7 +257,7 @@ class Config:
     "Everything a run depends on. Frozen: make a changed copy with `override`."
     preset:Text() = 'tiny'       # smoke (under a minute), tiny (the embedded default), d12 or d26
     task:Text() = ''             # target: stories, stories:LEVEL, gsm8k, a file, folder or Hub name, or reasoning_gym:NAME
-    arm:Text() = 'sft'           # sft, rl, sft_plus; ablations: rft, rl_random, sft_mix
+    arm:Text() = 'sft'           # sft, rl, sft_plus; others: see arms
     seed:Whole(0, 2**63-1) = 0   # varies everything after the shared SFT checkpoint (see vary)
     match_on:Word(*MATCH_ON) = 'model'  # what SFT+ matches: model, executed, note (FLOPs on that basis) or seconds
     budget:Number(0, 1, above=True) = 1.  # share of the RL arm's full length, with its own learning-rate schedule
@@ -272,6 +283,8 @@ class Config:
     sft_plus:SFTPlusConfig = SFTPlusConfig()
     rft:SFTPlusConfig = SFTPlusConfig()
     sft_mix:SFTPlusConfig = SFTPlusConfig()
+    rft_online:OnlineConfig = OnlineConfig()
+    positives:PositivesConfig = PositivesConfig()
     eval:EvalConfig = EvalConfig()
 
     @property
@@ -284,8 +297,14 @@ class Config:
 
 # %% ../nbs/00_config.ipynb #8505f385
 def _more_sft(batch_tokens:int, rates:Rates)->dict:
-    "The same settings for the three arms that go on with supervised training."
-    return {arm: SFTPlusConfig(batch_tokens, rates) for arm in ('sft_plus', 'rft', 'sft_mix')}
+    "The same settings for the arms that go on with supervised training."
+    arms = {arm: SFTPlusConfig(batch_tokens, rates) for arm in ('sft_plus', 'rft', 'sft_mix')}
+    return dict(arms, rft_online=OnlineConfig(batch_tokens, rates))
+
+def _rl(**kw)->dict:
+    "RL's settings; arm positives has the same rates."
+    rl = RLConfig(**kw)
+    return dict(rl=rl, positives=PositivesConfig(rl.rates))
 
 def _full(depth):
     "The note's settings: nanochat's learning rates, AdamW's scaled with the width as nanochat does."
@@ -297,7 +316,7 @@ def _full(depth):
         model=ModelConfig(depth, pattern='SSSL'),
         pretrain=PretrainConfig(rates=rates),
         sft=SFTConfig(rates=rates, **fits),
-        rl=RLConfig(rates=rates.times(.05, .05, .05, .05), **fits),
+        **_rl(rates=rates.times(.05, .05, .05, .05), **fits),
         **_more_sft(524288, rates.times(.5, .5, .5, .5)),
         eval=EvalConfig(n_samples=4))
 
@@ -308,7 +327,7 @@ _tiny = dict(
     model=ModelConfig(4, aspect=32, head_dim=32, vocab=640, context=256),
     pretrain=PretrainConfig(tokens_per_param=1., batch_tokens=4096, rates=_small_rates),
     sft=SFTConfig(passes=1., batch_tokens=2560, micro_tokens=1280, rates=_small_rates),
-    rl=RLConfig(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=4096),
+    **_rl(steps=100, max_new=96, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=4096),
     **_more_sft(2560, _small_rates),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=4, max_new=96))
 
@@ -317,7 +336,7 @@ _smoke = dict(
     model=ModelConfig(2, aspect=32, head_dim=32, vocab=512, context=256),
     pretrain=PretrainConfig(tokens_per_param=.3, batch_tokens=2048, rates=_small_rates),
     sft=SFTConfig(passes=1., batch_tokens=2560, rates=_small_rates),
-    rl=RLConfig(problems=4, samples=4, steps=4, max_new=48, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, preflight=8),
+    **_rl(problems=4, samples=4, steps=4, max_new=48, rates=_small_rates.times(.1, .01, .1, .1), micro_tokens=8192, preflight=8),
     **_more_sft(1280, _small_rates.times(.5, .5, .5, .5)),
     eval=EvalConfig(tasks=('stories', 'spellingbee', 'choices'), n_samples=2, max_new=48, curve=2))
 

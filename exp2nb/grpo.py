@@ -58,13 +58,14 @@ class Group:
 def set_weights(
     groups:list,  # this process's groups of one step
     norm:str,     # 'step', 'problem' or 'constant', see `RLConfig.loss_norm`
-    max_new:int   # longest completion, for 'constant'
+    max_new:int,  # longest completion, for 'constant'
+    positives:bool=False   # only answers better than their group's mean count
 ):
     "Give each sample the factor of its log-probabilities in the loss."
     tokens, problems = parallel.total(sum(g.sampled for g in groups), len(groups))
     for g in groups:
         n = dict(step=tokens, problem=g.sampled*problems, constant=problems*len(g.samples)*max_new)[norm]
-        g.weights = [a/max(n, 1) for a in g.advantages]
+        g.weights = [(max(a, 0.) if positives else a)/max(n, 1) for a in g.advantages]
 
 # %% ../nbs/16_grpo.ipynb #9db4e3c4
 def policy_batch(
@@ -141,6 +142,7 @@ def policy_micro_batches(
         if not g.signal: continue
         part = None
         for s,w in zip(g.samples, g.weights):
+            if not w: continue
             need = len(s.tokens)-1
             if part is None or room < need:
                 need += len(g.prompt)
@@ -173,7 +175,8 @@ class GRPO:
         seed:int,           # names the random streams
         rollouts=None,      # `Jsonl` that keeps what was sampled
         reward=correct,     # function(step, problem number, sample number, score) → reward
-        dtype=torch.float32 # of the forward pass
+        dtype=torch.float32,# of the forward pass
+        positives=False     # see `set_weights`
     ):
         store_attr()
         self.opt = Optimizer(model, rl.rates)
@@ -182,6 +185,16 @@ class GRPO:
         self.price = 0        # of a problem, in the last step, on the clock's basis
         self.noise = Noise()
         self.folder = None    # where a bad batch is written; `Run` sets it
+
+    @property
+    def epochs(self):
+        "Passes over the problems so far, with fractions."
+        return self.seen/len(self.task)
+
+    @property
+    def files(self):
+        "What it writes besides metrics and ledger."
+        return [self.rollouts] if self.rollouts else []
 
     def state_dict(self):
         return dict(opt=self.opt.state_dict(), n=self.n, seen=self.seen, price=self.price, spent=self.clock.spent, noise=self.noise.state)
@@ -250,7 +263,7 @@ def keep(self:GRPO, groups):
 @patch
 def update(self:GRPO, groups)->dict:
     "Policy-gradient step over all groups of all processes. Returns metrics."
-    set_weights(groups, self.rl.loss_norm, self.rl.max_new)
+    set_weights(groups, self.rl.loss_norm, self.rl.max_new, self.positives)
     done = self.clock.fraction
     signal, = parallel.total(sum(g.signal for g in groups))   # groups with signal, of all processes
     first, gaps = self.gradient(groups, signal)

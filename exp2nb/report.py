@@ -21,14 +21,16 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd
 import seaborn as sns                   # palettes
 from .config import UserError
-from .results import SCHEMA_VERSION, label, summarise
+from .results import SCHEMA_VERSION, SPLITS, label, summarise
 from .stats import CODE_WORDS, FLOPS, SCOPES, points, span
 from .store import read_json, write_json
 
 # %% ../nbs/22_report.ipynb #f44a78e9
 _cb = sns.color_palette('colorblind').as_hex()
-COLOURS = dict(sft='#595959', rl=_cb[0], sft_plus=_cb[1], rft=_cb[2], rl_random=_cb[4], sft_mix=_cb[5])
-MARKERS = dict(sft='s', rl='o', sft_plus='D', rft='^', rl_random='v', sft_mix='P')
+COLOURS = dict(sft='#595959', rl=_cb[0], sft_plus=_cb[1], rft=_cb[2], rl_random=_cb[4], sft_mix=_cb[5], positives=_cb[3], rft_online=_cb[6],
+               **{f'{a}{s}_{b}{100-s}': _cb[7+(a=='rl')] for s,a,b in SPLITS})
+MARKERS = dict(sft='s', rl='o', sft_plus='D', rft='^', rl_random='v', sft_mix='P', positives='*', rft_online='<',
+               **{f'{a}{s}_{b}{100-s}': {25:'1', 50:'2', 75:'3'}[s] for s,a,b in SPLITS})
 STYLE = {
     'figure.figsize':(5.4,3.7), 'figure.dpi':100, 'savefig.dpi':190, 'figure.constrained_layout.use':True,
     'font.size':10.5, 'axes.titlesize':10.5, 'axes.labelsize':10.5, 'legend.fontsize':9.5, 'xtick.labelsize':9.5, 'ytick.labelsize':9.5,

@@ -423,6 +423,7 @@ def check_finite(
 # %% ../nbs/14_train.ipynb #ef7facc2
 class Supervised:
     "Pretraining, SFT and SFT+: a model, an optimizer, a stream, a clock and a ledger."
+    files = ()   # what it writes besides metrics and ledger
     def __init__(self,
         name:str,             # stage in the ledger: 'pretrain' or 'sft'
         model,                # behind the model protocol
@@ -443,6 +444,11 @@ class Supervised:
         self.n = 0                # steps done
         self.noise = Noise()
         self.folder = Path('.')   # where a bad batch is written; `Run` sets it
+
+    @property
+    def epochs(self):
+        "Passes over what it trains on so far, with fractions."
+        return self.stream.passes
 
     def state_dict(self):
         return dict(opt=self.opt.state_dict(), n=self.n, stream=self.stream.state, spent=self.clock.spent, noise=self.noise.state)

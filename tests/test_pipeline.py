@@ -1,6 +1,7 @@
 "The whole experiment in small, as a user runs it: every arm, both target tasks, the run notebook, refusals, and the same run twice."
 import json, os, shutil, signal, subprocess, sys
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 import pytest, torch
 from exp2nb.lab import Lab, arm_folder, sft_folder
@@ -9,6 +10,8 @@ from exp2nb.arms import ArmRun, refuse_twin, run_arm
 from exp2nb.fast.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override, sha256_of
 from exp2nb.engine import Sample
+from exp2nb.ledger import BUDGET_STAGES
+from exp2nb.grpo import GRPO
 from exp2nb.tools import run as run_module
 from exp2nb.tools.cli import configure
 from exp2nb.tools.run import exp2_run
@@ -17,7 +20,7 @@ from exp2nb.tools.tune import tune
 from exp2nb.results import discover
 from exp2nb.store import Interrupted, altered_file, artifact_hash, files_record, read_json, read_jsonl
 from exp2nb.sandbox.sandbox import usable_cores
-from exp2nb.train import Supervised, check_finite
+from exp2nb.train import Run, Supervised, check_finite
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT/'nbs'/'run_arm.ipynb'
@@ -303,6 +306,58 @@ def test_an_interrupted_rft_pays_for_its_generation_once(solved, tmp_path, monke
     again = run_arm(config(other, 'rft'), progress=False)
     assert again['spent']['model']==whole['spent']['model'] and again['scores']==whole['scores']
     assert len({artifact_hash(arm_folder(config(t, 'rft'))/'weights') for t in (solved, other)})==1
+
+@pytest.fixture
+def lucky(monkeypatch):
+    "Every third answer or so counts as right, by its tokens."
+    real = GRPO.rollout
+    def rollout(self, numbers, *args, **kw):
+        groups = real(self, numbers, *args, **kw)
+        for g in groups:
+            g.scores = [s | dict(correct=right, score=float(right)) for s,a in zip(g.scores, g.samples) for right in [sum(a.tokens)%3==0]]
+            g.rewards = [float(s['correct']) for s in g.scores]
+            g.__post_init__()
+        return groups
+    monkeypatch.setattr(GRPO, 'rollout', rollout)
+
+def test_the_arms_between_sft_and_rl_spend_the_same_budget(solved, lucky):
+    got = {a: run_arm(config(solved, a), progress=False) for a in ('positives', 'rft_online', 'sft25_rl75', 'rl50_sft50')}
+    for a in ('rft_online', 'rl50_sft50'): assert abs(got[a]['residual']) < .001, a
+    for a in ('positives', 'sft25_rl75'): assert abs(got[a]['residual']) < 1.5*got[a]['resolution'], a   # a problem more or less
+    paid = lambda arm, *stages: sum(r['flops_model'] for r in ledger(solved, arm) if r['stage'] in stages)
+    rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
+    def before(arm, stage):   # share of the budget that was spent before the second part
+        rows = takewhile(lambda r: r['stage']!=stage, ledger(solved, arm))
+        return sum(r['flops_model'] for r in rows if r['stage'] in BUDGET_STAGES)/rl['spent']['model']
+    assert abs(before('sft25_rl75', 'rollout')-.25) < .001
+    assert abs(before('rl50_sft50', 'sft')-.5) < 1.5*got['sft25_rl75']['resolution']
+    executed = lambda arm: sum(r['flops_executed'] for r in ledger(solved, arm) if r['stage']=='update')
+    assert 0 < executed('positives') < executed('sft25_rl75') + executed('rl50_sft50')   # wrong answers are not computed
+    rows = read_jsonl(arm_folder(config(solved, 'rft_online'))/'metrics.jsonl')
+    sampled = [i for i,r in enumerate(rows) if r['stage']=='rollout']
+    asked = rl['steps']*config(solved, 'rl').rl.problems*config(solved, 'rl').rl.samples
+    answered = len(read_jsonl(arm_folder(config(solved, 'rft_online'))/'rollouts.jsonl'))   # the last step may have no room
+    assert asked/2 < answered <= asked and paid('rft_online', 'rollout', 'sft') > 0
+    assert any(b-a > 1 for a,b in zip(sampled, sampled[1:]))   # training in between: the answers are fresh
+
+@pytest.mark.parametrize('arm', ['rft_online', 'sft50_rl50', 'rl50_sft50'])
+def test_an_arm_in_parts_goes_on_where_it_was_stopped(solved, tmp_path, monkeypatch, lucky, arm):
+    other = shutil.copytree(solved, tmp_path/'other')
+    whole, step = run_arm(config(solved, arm), progress=False), Run._step
+    for last in sorted({1, whole['steps']-1}):   # in the first part, and in the last
+        def stopped(self, last=last):
+            row = step(self)
+            if self.stage.n==last: os.kill(os.getpid(), signal.SIGTERM)
+            return row
+        monkeypatch.setattr(Run, '_step', stopped)
+        with pytest.raises(Interrupted): run_arm(config(other, arm), progress=False)
+    monkeypatch.setattr(Run, '_step', step)
+    again = run_arm(config(other, arm), progress=False)
+    assert again['spent']['model']==whole['spent']['model'] and again['scores']==whole['scores']
+    assert again['weights_sha256']==whole['weights_sha256']
+
+def test_rft_online_needs_an_answer_that_is_right(embedded, tmp_path):
+    assert 'nothing to train on' in refused(config(shutil.copytree(embedded[0], tmp_path/'run'), 'rft_online'))
 
 def test_a_matched_arm_is_bound_to_the_rl_run_that_set_its_budget(solved):
     run_arm(config(solved, 'sft_mix'), progress=False)

@@ -78,7 +78,7 @@ def train_trial(run:ArmRun)->dict:  # steps, what was spent, and whether the tra
     "The training of a trial, from wherever it stands."
     stage = ARMS[run.c.arm].make(run)
     finite = True
-    try: run_stage(run.lab, stage, run.folder, files=[stage.rollouts] if getattr(stage, 'rollouts', None) else [])
+    try: run_stage(run.lab, stage, run.folder, files=stage.files)
     except UserError:
         if not (run.folder/'bad_batch.json').exists(): raise
         finite = False
