@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from .calculator import calculate
 from .config import UserError, check_choice, seed_of
 from .flops import Work, rollout_cost
+from .model import softcap
 from .protocol import Once, Segments, Shape, fastest, operator
 
 # %% ../nbs/15_engine.ipynb #9957d2d4
@@ -349,13 +350,19 @@ def attend(self:Decode, layer, q, k, v):
 
 # %% ../nbs/15_engine.ipynb #50468e5e
 @patch
+def scored(self:Decode, q, k):
+    "`scores`, capped as the model asks for."
+    s, cap = scores(q, k), self.shape.softcap
+    return softcap(s, cap) if cap else s
+
+@patch
 def attend_own(self:Decode, layer, q, window):
     "A row's own tokens, the new one included, block by block: (R, kv_heads, queries, head_dim) and log Σ exp (R, kv_heads, queries, 1)."
     oldest = max(self._layout.first, 0 if window is None else self.now+1-window)
     first = oldest//self.block
     kv = [x[layer,:,:len(q)] for x in self.own[first:]]
     kv[-1] = kv[-1][...,:self.now%self.block+1,:]
-    s = [scores(q, k) for k,_ in kv]
+    s = [self.scored(q, k) for k,_ in kv]
     s = torch.cat(s, -1) if len(s) > 1 else s[0]
     first *= self.block
     if oldest > first: s[...,:oldest-first] = HIDDEN
@@ -386,7 +393,7 @@ def attend_prompt(self:Decode, layer, q, window):
     hidden = self.once(('prompt', window), make)
     stacked = q.index_select(0, o.members).view(o.groups, o.size, h, n, D).transpose(1, 2).reshape(o.groups, h, o.size*n, D)
     by_row = lambda x: x.view(o.groups, h, o.size, n, -1).transpose(1, 2).reshape(o.groups*o.size, h, n, -1).index_select(0, o.where)
-    s = scores(stacked, K)
+    s = self.scored(stacked, K)
     if hidden is not None: s.masked_fill_(hidden, HIDDEN)
     p,l = softmax_lse(s)
     return by_row(p.to(V.dtype) @ V), by_row(l)

@@ -101,13 +101,13 @@ def executed_flops(
     shape:Shape,
     work:Work,
     train:bool=False,  # was there a backward pass?
-    fused:bool=True    # attention's kernel: fused backward is 2.5 forwards, unfused 2
+    fused:bool=True    # attention's kernel: fused backward is 2.5 forwards, unfused 2; capped scores are never fused
 )->int:                # FLOPs
     "What was run, by `FlopCounterMode`'s convention (dense attention, padding included)."
     linear = 2*shape.n_body*work.positions + 2*shape.n_head*work.heads
     attention = 4*shape.heads*shape.head_dim*work.pairs
     if not train: return linear + attention
-    return 3*linear + attention*(7 if fused else 6)//2
+    return 3*linear + attention*(7 if fused and not shape.softcap else 6)//2
 
 # %% ../nbs/09_flops.ipynb #9bc001c0
 def note_flops(

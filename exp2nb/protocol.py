@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FASTER', 'Shape', 'faster', 'fastest', 'operator', 'plain', 'registered', 'take', 'linear', 'send', 'Once',
-           'Segments', 'planned_by_blocks', 'attend_segments']
+           'Segments', 'planned_by_blocks', 'capped_attention', 'attend_segments']
 
 # %% ../nbs/07_protocol.ipynb #7cab4534
 import functools
@@ -28,6 +28,7 @@ class Shape:
     matrices:tuple    # (out, in) of every linear layer of the body that a token passes
     windows:tuple     # per layer: tokens seen, itself included; None = all
     context:int       # longest sequence it was configured for
+    softcap:float=0.  # attention scores s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay
 
     @property
     def n_body(self):
@@ -103,7 +104,7 @@ def linear(
     layer  # nn.Linear
 ):         # (…, outputs)
     "A linear layer of x."
-    return layer(x)
+    return F.linear(x, layer.weight, layer.bias)
 
 def send(x, device):
     "x on the device; the copy may still be under way."
@@ -206,6 +207,17 @@ def mask(self:Segments, b, window):
         return ((near & real_keys[:,None,:]) | ~real[:,:,None])[:,None]
     return self.once((b,window), make)
 
+# %% ../nbs/07_protocol.ipynb #1e4bb7a9
+def capped_attention(
+    Q, K, V,   # (n, heads, Lq, head_dim), (n, heads, Lk, head_dim)
+    mask,      # (n, 1, Lq, Lk), or None: causal
+    cap:float
+):             # (n, heads, Lq, head_dim)
+    "Attention with scores cap·tanh(s/cap) (Gemma 2, 2024)."
+    s = cap*torch.tanh((Q @ K.mT).float()*(Q.shape[-1]**-.5/cap))
+    if mask is None: mask = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
+    return s.masked_fill(~mask, -torch.inf).softmax(-1).to(V.dtype) @ V
+
 # %% ../nbs/07_protocol.ipynb #4804a97f
 @operator
 def attend_segments(
@@ -221,9 +233,11 @@ def attend_segments(
     for b,(own,_,keys,_) in enumerate(seg.blocks):
         mask = seg.mask(b, seg.shape.windows[layer])
         Q,K,V = gather(q, own), gather(k, keys), gather(v, keys)
-        if mask is not None and n > 1:   # with a mask, PyTorch has a fused kernel for equal numbers of heads only
+        cap = seg.shape.softcap
+        if n > 1 and (cap or mask is not None):   # with a mask, PyTorch has a fused kernel for equal numbers of heads only
             K,V = (x.repeat_interleave(n, 1) for x in (K,V))
-        o = F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, is_causal=mask is None, enable_gqa=K.shape[1]!=Q.shape[1])
+        if cap: o = capped_attention(Q, K, V, mask, cap)
+        else: o = F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, is_causal=mask is None, enable_gqa=K.shape[1]!=Q.shape[1])
         outs.append(o.transpose(1, 2).reshape(-1, *o.shape[1::2]))
         seg.pairs[layer] += own.shape[0]*own.shape[1]*keys.shape[1]
     return torch.cat(outs).index_select(0, seg.once('layout', seg.layout)[1])

@@ -5,13 +5,13 @@ import gc, os, random, shutil, subprocess, sys, weakref
 from contextlib import nullcontext
 from pathlib import Path
 import pytest, torch
+from tiny import hub_model
 from exp2nb.fast import fused, gpu
 from exp2nb.fast.bench import plain_rollout
 from exp2nb.config import ModelConfig, UserError
 from exp2nb.engine import Decode, Sample, generate, moved, refill
 from exp2nb.grpo import policy_loss
 from exp2nb.protocol import plain
-from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.model import Transformer
 from exp2nb.bases.nanochat import NanoChat, NanoConfig
 from exp2nb.protocol import Segments
@@ -87,8 +87,9 @@ def test_logprobs_are_the_plain_models(seed, dtype, both):
             assert (torch.tensor(o.logprobs)-want).abs().max() < TOLERANCE[dtype]
 
 FAMILIES = dict(
-    llama=lambda: Llama(LlamaConfig('llama', 2, 64, 8, 1, 16, 96, 300, 256, tied=True)),
-    qwen2=lambda: Llama(LlamaConfig('qwen2', 2, 64, 4, 2, 16, 96, 300, 256, qkv_bias=True)),
+    llama=lambda: hub_model(hidden_size=64, num_attention_heads=8, num_key_value_heads=1, vocab_size=300, tie_word_embeddings=True),
+    qwen2=lambda: hub_model('qwen2', hidden_size=64, vocab_size=300),
+    gemma2=lambda: hub_model('gemma2', hidden_size=64, vocab_size=300, sliding_window=9),
     smear=lambda: NanoChat(NanoConfig(3, 64, 4, 2, 256, 300, 320, 'SL', 'smear')),
     values=lambda: NanoChat(NanoConfig(3, 64, 4, 4, 256, 300, 320, 'L', 'values')))
 

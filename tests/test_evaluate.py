@@ -1,7 +1,7 @@
 "Evaluation against real benchmarks: an oracle, a novice, programs that never start, and exp2_eval as users call it."
 import json, os, subprocess, sys, time
 import pytest, torch
-from tiny import oracle
+from tiny import hub_model, hub_tokenizer, oracle, randomised
 from exp2nb.sandbox import sandbox
 from exp2nb.bases.base import export_model, load_base
 from exp2nb.config import EvalConfig, ModelConfig
@@ -142,17 +142,8 @@ def folders(tok, tmp_path_factory):
 @pytest.fixture(scope='module')
 def hub_folder(tmp_path_factory):
     "A small Llama in Hugging Face's form."
-    tokenizers = pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
-    from exp2nb.bases.llama import HubTokenizer, Llama, LlamaConfig
-    t = tokenizers.Tokenizer(tokenizers.models.BPE())
-    t.pre_tokenizer, t.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    special = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=270, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    t.train_from_iterator(['user assistant cat=A'], trainer)
-    tok = HubTokenizer(t.to_str())
-    model = Llama(LlamaConfig('llama', 2, 48, 4, 2, 16, 64, tok.vocab_size, 256))
-    for p in model.parameters(): torch.nn.init.normal_(p, 0, .1)
+    tok = hub_tokenizer(['user assistant cat=A'], 270)
+    model = randomised(hub_model(vocab_size=tok.vocab_size))
     export_model(model, tok, top := tmp_path_factory.mktemp('hub')/'llama')
     return top
 
@@ -176,7 +167,7 @@ def test_an_arm_on_a_base_from_elsewhere(hub_folder, tmp_path, capsys):
     sha = save_model(tmp_path/'arm/weights', model, tok, base=str(hub_folder))
     def result(folder): return json.loads(call(capsys, '--checkpoint', folder, '--task', 'choices', '--max-items', 20, '--json')[1])
     base, arm = result(hub_folder), result(tmp_path/'arm')
-    assert base['family']==arm['family']=='llama' and arm['weights_sha256']==sha!=base['weights_sha256']
+    assert base['family']==arm['family']=='hub' and arm['weights_sha256']==sha!=base['weights_sha256']
 
 def test_samples_and_rows(folders, capsys, tmp_path):
     rows = tmp_path/'rows.jsonl'

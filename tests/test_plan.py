@@ -73,7 +73,7 @@ def test_the_plan_is_near_what_was_measured(name, monkeypatch):
     c = replace(c, rl=replace(c.rl, problems=w['problems'], samples=w['samples'], max_new=w['new'], steps=1))
     if w['shape']=='smollm2-135m':
         c = replace(c, base='a SmolLM2')
-        monkeypatch.setattr(plan_module, 'base_at', lambda path: SimpleNamespace(family='llama', shape=SMOLLM2))
+        monkeypatch.setattr(plan_module, 'base_at', lambda path: SimpleNamespace(family='hub', shape=SMOLLM2))
     p = plan(c, prompt_tokens=w['prompt'], completion_tokens=w['new'], device='h200')
     assert .67 < 3600*p['rl']['hours']['total']/seconds < 1.5
 

@@ -153,13 +153,11 @@ def test_a_corpus_is_streamed_from_where_it_was(tmp_path):
 
 def test_a_base_is_loaded_by_its_name(tmp_path):
     from exp2nb.bases.base import load_base
-    from exp2nb.bases.llama import Llama, LlamaConfig, load_hub_tokenizer, save_llama
+    from exp2nb.bases.hub import save_hub
     from exp2nb.store import weights_hash
-    from tiny import hub_tokenizer
-    hub_tokenizer(['Ann has 12 apples and 30 pears.']*9, 340).save(tmp_path/'tokenizer.json')
-    tok = load_hub_tokenizer(tmp_path/'tokenizer.json')
-    model = Llama(LlamaConfig('llama', 2, 32, 2, 1, 16, mlp=64, vocab=tok.vocab_size, context=64))
-    save_llama(model, tok, tmp_path/'tiny')
+    from tiny import hub_model, hub_tokenizer, randomised
+    tok = hub_tokenizer(['Ann has 12 apples and 30 pears.']*9, 340)
+    save_hub(randomised(hub_model(vocab_size=tok.vocab_size)), tok, tmp_path/'tiny')
     here = weights_hash(load_base(str(tmp_path/'tiny'))[0].state_dict())
     with hub({('models', 'someone/tiny'): tmp_path/'tiny'}) as server:
         imports = 'from exp2nb.bases.base import load_base\nfrom exp2nb.store import weights_hash\n'

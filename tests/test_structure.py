@@ -39,7 +39,7 @@ def wrong(module, imported)->str:
     if here=='bases' and there in ('fast', 'sandbox'): return f'bases need no {there}'
     return ''
 
-COMMANDS = {('fast.bench', 'tools.cli'), ('fast.busy', 'tools.cli'), ('fast.bench', 'bases.llama'), ('fast.bench', 'bases.nanochat'),
+COMMANDS = {('fast.bench', 'tools.cli'), ('fast.busy', 'tools.cli'), ('fast.bench', 'bases.hub'), ('fast.bench', 'bases.nanochat'),
             ('bases.base', 'tools.cli')}   # a room's console script
 
 def test_every_module_has_a_numbered_notebook():

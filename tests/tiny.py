@@ -17,18 +17,35 @@ def randomised(model, std=.1, seed=0):
     for n,p in model.named_parameters(): torch.nn.init.normal_(p, 1. if 'resid' in n or 'norm' in n else 0., std)
     return model
 
-def hub_tokenizer(texts, size, specials=CHATML):
-    "A small byte-level BPE in the form of a tokenizer.json, behind our interface."
+CHATML_TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+                   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+LLAMA3_TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+                   "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+                   "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}")
+
+def hub_tokenizer(texts, size, specials=CHATML, **more):
+    "A small byte-level BPE in the form of a tokenizer.json, behind our interface, with the template that goes with its special tokens."
     pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
+    pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from exp2nb.bases.llama import HubTokenizer
+    from exp2nb.bases.hub import HubTokenizer
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=specials, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     core.train_from_iterator(texts, trainer)
-    return HubTokenizer(core.to_str())
+    template = CHATML_TEMPLATE if specials==CHATML else LLAMA3_TEMPLATE if specials==LLAMA3 else ''
+    how = dict(template=template, names=dict(bos_token=specials[0], eos_token=specials[-1]) if specials else {})
+    return HubTokenizer(core.to_str(), **how | more)
+
+def hub_model(kind='llama', **fields):
+    "A small open model, its weights not set."
+    pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
+    from exp2nb.bases.hub import HubConfig, HubModel
+    size = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=64,
+                vocab_size=301, max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    return HubModel(HubConfig(dict(model_type=kind) | size | fields))
 
 def oracle(task, problem):
     "The reference as a completion, special tokens visible."

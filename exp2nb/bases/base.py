@@ -17,13 +17,13 @@ from ..model import Transformer
 from ..store import describe, fit, load_artifact, os_errors, read_json, weights_hash
 from ..tools.cli import command
 from .nanochat import NanoChat, NanoConfig, build_nanochat, find_checkpoint, load_nanochat, save_nanochat, windows_of
-from .llama import HubTokenizer, Llama, LlamaConfig, load_llama, save_llama
+from .hub import HubConfig, HubModel, HubTokenizer, load_hub, save_hub, source_of
 
 # %% ../../nbs/bases/02_base.ipynb #c95a741f
 FAMILIES = dict(
     exp2nb=(Transformer, ModelConfig, Tokenizer),
     nanochat=(NanoChat, NanoConfig, Tokenizer),
-    llama=(Llama, LlamaConfig, HubTokenizer))
+    hub=(HubModel, HubConfig, HubTokenizer))
 
 # %% ../../nbs/bases/02_base.ipynb #ebbc7fe5
 def _tupled(x): return tuple(map(_tupled, x)) if isinstance(x, (list, tuple)) else x
@@ -35,6 +35,7 @@ def rebuild(
 )->tuple:          # model, tokenizer
     "The model and tokenizer that `describe` described. Raises `UserError` for an unknown family or tensors at odds."
     family = meta.get('family') if isinstance(meta, dict) else None
+    if family=='llama': raise UserError(f'{path} holds a model as an earlier version wrote open models: start again from the base.')
     cls,config,tokenizer = FAMILIES[check_choice(f'{path}: family', family, list(FAMILIES))]
     try:
         c = config(**{k:_tupled(v) for k,v in meta['config'].items()})
@@ -51,7 +52,6 @@ def rebuild(
 
 # %% ../../nbs/bases/02_base.ipynb #1a0d42bb
 HINTS = {   # what people have instead, and what to do then
-    '*.gguf': 'it holds a GGUF file, which is quantized: give the full-precision folder',
     'adapter_config.json': 'it holds a LoRA adapter: merge it into its model first',
     'pytorch_model*.bin': 'its weights are pickles (pytorch_model.bin): convert them to safetensors with save_pretrained',
     'meta_*.json': 'there is a meta_XXXXXX.json but no model_XXXXXX.pt next to it',
@@ -71,16 +71,17 @@ def _hint(p:Path)->str:
 # %% ../../nbs/bases/02_base.ipynb #7dc30cc9
 def kind_of(
     path      # a folder, a file, or a model's name on the Hub
-)->str:       # 'exp2nb', 'nanochat' or 'llama'
+)->str:       # 'exp2nb', 'nanochat' or 'hub'
     "What lies at `path`, by its files. Raises `UserError` with the reason if that is nothing we know."
     p = Path(path)
     if find_checkpoint(p): return 'nanochat'
     if (p/'state.json').is_file(): return 'exp2nb'
-    if (p/'config.json').is_file() and not list(p.glob('pytorch_model*.bin')): return 'llama'
+    if (p/'config.json').is_file() and not list(p.glob('pytorch_model*.bin')): return 'hub'
+    if str(path).startswith('package:') or source_of(path)[1]: return 'hub'
     if p.is_dir(): raise UserError(f'{path} is not a base that we know: {_hint(p)}.')
-    if p.exists(): raise UserError(f"{path} is a file that we don't know: give nanochat's model_XXXXXX.pt or a model's folder.")
+    if p.exists(): raise UserError(f"{path} is a file that we don't know: give nanochat's model_XXXXXX.pt, a GGUF file, or a folder.")
     name = str(path).split('/')
-    if len(name)==2 and all(name) and not str(path).startswith(('.', '~')): return 'llama'   # org/name, on the Hub
+    if len(name)==2 and all(name) and not str(path).startswith(('.', '~')): return 'hub'   # org/name, on the Hub
     raise UserError(f'there is nothing at {path}: give a folder, a model_XXXXXX.pt, '
                     'or a name on the Hub such as HuggingFaceTB/SmolLM2-135M.')
 
@@ -98,7 +99,7 @@ def load_base(
     if kind=='exp2nb':
         tensors,meta = load_artifact(path)
         model,tok = rebuild(meta, tensors, path)
-    else: model,tok,meta = (load_nanochat if kind=='nanochat' else load_llama)(path)
+    else: model,tok,meta = (load_nanochat if kind=='nanochat' else load_hub)(path)
     return model, tok, {'train_flops':None, 'stage':stage_of(path), **meta, **describe(model, tok), 'source':str(path)}
 
 # %% ../../nbs/bases/02_base.ipynb #e6fd7885
@@ -137,7 +138,7 @@ def export_model(
 )->Path:           # where the weights are
     "Write a whole folder, for use elsewhere with the same logits, or none. Raises `UserError` for a form that the family lacks."
     family, folder = model.family, Path(folder).expanduser()
-    form = 'hf' if family=='llama' else 'nanochat'
+    form = 'hf' if family=='hub' else 'nanochat'
     if to and check_choice('to', to, ('nanochat', 'hf'))!=form:
         why = NO_HUB_FORM.get(family, 'nanochat has no such architecture')
         raise UserError(f'a model of family {family} cannot be written as {to} ({why}): leave out --to, and it is written as {form}.')
@@ -148,7 +149,7 @@ def export_model(
         shutil.rmtree(tmp, ignore_errors=True)
         try:
             tmp.mkdir(parents=True)
-            at = save_llama(model, tok, tmp) if form=='hf' else save_nanochat(model, tok, tmp, 'rl', step)
+            at = save_hub(model, tok, tmp) if form=='hf' else save_nanochat(model, tok, tmp, 'rl', step)
             if card: (tmp/'README.md').write_text(card, encoding='utf-8')
             if folder.exists(): folder.rmdir()
             os.replace(tmp, folder)
@@ -256,7 +257,7 @@ def export_arm(
                         f"delete {meta['source']} and run the arm again.")
     found = next((p for f in arm.parents if (p := f/'report'/'result.json').is_file()), None)
     result = read_json(found, dict(verdict={'sentence':str})) if found else None
-    card = model_card(record, result, meta.get('base', ''), 'hf' if model.family=='llama' else 'nanochat')
+    card = model_card(record, result, meta.get('base', ''), 'hf' if model.family=='hub' else 'nanochat')
     return export_model(model, tok, out, to, record.get('steps') or 0, card)
 
 # %% ../../nbs/bases/02_base.ipynb #a24a5cf9

@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 from .loops import FAST, exp_, f32, loops_run, softmax_, threads
+from .. import protocol
 from ..protocol import faster
 
 # %% ../../nbs/fast/02_attention.ipynb #11e90e16
@@ -290,6 +291,7 @@ def table(seg):
 @faster('attend_segments', loops_run)
 def attend_segments(q, k, v, seg, layer):
     "As `exp2nb.protocol.attend_segments`."
+    if seg.shape.softcap: return protocol.attend_segments.__wrapped__(q, k, v, seg, layer)
     window = seg.shape.windows[layer] or 2**40
     seg.pairs[layer] += segment_pairs(table(seg), window)
     return segment_attention(q, k, v, table(seg), window)[0]
@@ -297,4 +299,5 @@ def attend_segments(q, k, v, seg, layer):
 @faster('pairs_planned', loops_run)
 def pairs_planned(seg):
     "As `exp2nb.protocol.planned_by_blocks`."
+    if seg.shape.softcap: return protocol.planned_by_blocks(seg)
     return [segment_pairs(table(seg), w or 2**40) for w in seg.shape.windows]

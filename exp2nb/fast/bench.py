@@ -31,7 +31,7 @@ from ..flops import Work, optimizer_cost, rollout_cost, supervised_cost, update_
 from ..grpo import Group, policy_loss, policy_micro_batches, set_weights
 from ..protocol import FASTER, plain
 from ..model import Transformer
-from ..bases.llama import Llama, LlamaConfig
+from ..bases.hub import HubConfig, HubModel
 from ..bases.nanochat import build_nanochat, read_meta
 from ..optim import Optimizer
 from ..parallel import barrier, processes, share, sum_gradients
@@ -43,8 +43,9 @@ register()
 # %% ../../nbs/fast/05_bench.ipynb #a815110f
 # of 256 rows, those that have not ended after 0, 16, 32 … tokens
 WRITING = 256,256,255,254,241,222,197,175,149,123,102,85,68,56,42,33
-OPEN = {'smollm2-135m': dict(family='llama', layers=30, width=576, heads=9, kv_heads=3, head_dim=64, mlp=1536, vocab=49152, context=8192,
-                              tied=True)}
+OPEN = {'smollm2-135m': dict(
+    model_type='llama', num_hidden_layers=30, hidden_size=576, num_attention_heads=9, num_key_value_heads=3, head_dim=64,
+    intermediate_size=1536, vocab_size=49152, max_position_embeddings=8192, rms_norm_eps=1e-5, tie_word_embeddings=True)}
 
 @dataclass(frozen=True)
 class Workload:
@@ -63,7 +64,7 @@ class Workload:
     device:str='cpu'
     dtype:str='float32'
     lengths:str='even'  # even, or ragged: drawn as in a real step
-    shape:str=''        # a key of `OPEN`: a Llama-type model in place of ours
+    shape:str=''        # a key of `OPEN`: an open model in place of ours
 
     @property
     def rows(self): return self.problems*self.samples
@@ -76,7 +77,7 @@ class Workload:
                            pattern=self.pattern)
 
     def model(self):
-        if self.shape: m = Llama(LlamaConfig(**OPEN[self.shape]))
+        if self.shape: m = HubModel(HubConfig(OPEN[self.shape]))
         else: m = Transformer(self.config())
         g = torch.Generator().manual_seed(0)
         for p in m.parameters():   # of ours, output matrices start at zero: give every block something to do

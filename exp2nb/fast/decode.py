@@ -59,7 +59,7 @@ class LoopDecode(Decode):
 @faster('rollout_way', loops_run)
 def loop_way(model, dtype):
     "As `exp2nb.engine.rollout_way`, on a CPU in float32; its weights are laid out for oneDNN once."
-    return Rollout, LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
+    return Rollout, Decode if model.shape.softcap else LoopDecode, pick_by_loop, fast_linears(model, dtype, frozen=True)
 
 # %% ../../nbs/fast/04_decode.ipynb #a75eebb1
 class Buffers:
@@ -259,5 +259,6 @@ def kernels_run(device, dtype, heads:int, kv_heads:int, head_dim:int)->bool:
 def recorded_way(model, dtype):
     "As `exp2nb.engine.rollout_way`, on a GPU."
     s, device = model.shape, next(model.parameters()).device
+    if s.softcap: return rollout_way(model, dtype)
     if device.type=='cuda' and not kernels_run(device, dtype, s.heads, s.kv_heads, s.head_dim): return rollout_way(model, dtype)
     return RecordedRollout, partial(RecordedDecode, model), pick_by_loop, gpu.weights_as(model, dtype)

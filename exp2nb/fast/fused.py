@@ -290,7 +290,10 @@ def _training_product(x, layer):
 def _frozen_product(weights):
     "A linear layer without gradients; `weights`: its weight as oneDNN wants it, by layer."
     product = onednn_linear()
-    return lambda x, layer: product(x, weights[layer], layer.bias, 'none', [], '') if layer in weights else layer(x)
+    def frozen(x, layer):
+        if layer in weights: return product(x, weights[layer], layer.bias, 'none', [], '')
+        return F.linear(x, layer.weight, layer.bias)
+    return frozen
 
 @faster('fast_linears', loops_run)
 @contextmanager
@@ -304,7 +307,7 @@ def fast_linears(
         yield
         return
     lay_out = lambda weight: torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
-    layers = [m for m in model.modules() if type(m) is torch.nn.Linear] if frozen else []
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear)] if frozen else []
     product = _frozen_product({m: lay_out(m.weight) for m in layers}) if frozen else _training_product
     with registered('linear', loops_run, product): yield
 

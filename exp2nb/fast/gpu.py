@@ -259,7 +259,10 @@ def flex_runs(
     return attempt(f'FlexAttention kernels for {heads} query heads on {kv_heads} key heads of {head_dim} in {dtype}', trial)
 
 # %% ../../nbs/fast/03_gpu.ipynb #ac905ac1
-def flexes(seg, dtype): return flex_runs(torch.device(seg.device), dtype, seg.shape.heads, seg.shape.kv_heads, seg.shape.head_dim)
+def flexes(seg, dtype):
+    "Does FlexAttention serve these segments?"
+    s = seg.shape
+    return not s.softcap and flex_runs(torch.device(seg.device), dtype, s.heads, s.kv_heads, s.head_dim)
 
 @faster('attend_segments', gpu_runs)
 def attend_segments(q, k, v, seg, layer):
@@ -445,8 +448,8 @@ def weights_as(
     dtype           # of the linear layers' weights inside
 ):
     "Inside, where nothing may be learned, the linear layers' weights are of another type; those that other layers read too are left alone."
-    linears = [m for m in model.modules() if type(m) is torch.nn.Linear]
-    others = {id(p) for m in model.modules() if type(m) is not torch.nn.Linear for p in m.parameters(recurse=False)}
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    others = {id(p) for m in model.modules() if not isinstance(m, torch.nn.Linear) for p in m.parameters(recurse=False)}
     theirs = [*(m.weight for m in linears), *(m.bias for m in linears if m.bias is not None)]
     mine = {id(p): p for p in theirs if id(p) not in others and p.dtype!=dtype}
     head = getattr(model, 'head', None)   # of a Llama-type model that reads its embedding as its head

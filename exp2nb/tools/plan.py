@@ -42,7 +42,7 @@ DEVICES = {         # FLOP/s bfloat16, bytes, bytes/s
 
 # Seconds that a layer's operators take for one token besides arithmetic and memory: number × seconds each (gpu: measured on an H200)
 LAUNCHES = dict(gpu=17*3e-6, cpu=80*6e-6)
-MFU = dict(exp2nb=.35, nanochat=.35, llama=.2)    # utilisation of the matmuls by family (H200)
+MFU = dict(exp2nb=.35, nanochat=.35, hub=.2)    # utilisation of the matmuls by family (H200)
 FIRST_USE = 45.     # seconds that the first run on a machine takes to compile its loops or kernels (measured on two cores)
 AROUND_ARM = 12.    # seconds of a kernel's start and of loading the libraries (the same machine)
 

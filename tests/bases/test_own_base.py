@@ -2,13 +2,12 @@
 import dataclasses, json, shutil
 from pathlib import Path
 import pytest, torch
-from tiny import hub_tokenizer, randomised, tiny_config
+from tiny import hub_model, hub_tokenizer, randomised, tiny_config
 from exp2nb.lab import Lab, arm_folder, given
 from exp2nb.arms import base_flops, run_arm
 from exp2nb.bases.base import export_arm, export_model, load_base
 from exp2nb.config import UserError, make_config, override
 from exp2nb.ledger import COLUMNS
-from exp2nb.bases.llama import Llama, LlamaConfig
 from exp2nb.bases.nanochat import NanoChat, NanoConfig, save_nanochat
 from exp2nb.mixture import conversation_texts
 from exp2nb.store import artifact_hash, weights_hash
@@ -26,13 +25,14 @@ def nanochat(folder):
     tok = train_tokenizer(texts(), 400)
     return export_model(randomised(NanoChat(NanoConfig(2, 48, 4, 2, 512, tok.vocab_size, 448, 'SL')), .05), tok, folder)
 
-def llama(folder):
+def qwen3(folder):
     tok = hub_tokenizer(texts(), 400)
-    return export_model(randomised(Llama(LlamaConfig('qwen3', 2, 48, 4, 2, 16, 96, tok.vocab_size, 512, tied=True)), .05), tok, folder)
+    model = hub_model('qwen3', vocab_size=tok.vocab_size, max_position_embeddings=512, tie_word_embeddings=True)
+    return export_model(randomised(model, .05), tok, folder)
 
 def config(tmp_path, arm, **kw): return tiny_config(tmp_path/'run', arm, SHORT, **kw)
 
-@pytest.fixture(scope='module', params=[nanochat, llama], ids=['nanochat', 'llama'])
+@pytest.fixture(scope='module', params=[nanochat, qwen3], ids=['nanochat', 'qwen3'])
 def runs(request, tmp_path_factory):
     "All three arms from one base."
     d = tmp_path_factory.mktemp('base')
@@ -104,9 +104,9 @@ def holding(name, text=''):
 @pytest.mark.parametrize('make,says', [
     (lambda d: d/'nothing', 'there is nothing at'),
     (lambda d: d, 'it holds neither model_XXXXXX.pt nor config.json'),
-    (holding('x.gguf'), 'GGUF'),
+    (holding('x.gguf'), 'cannot be read'),
     (lambda d: holding('notes.txt')(d)/'notes.txt', "is a file that we don't know"),
-    (holding('config.json', '{"model_type":"gpt2"}'), "model_type 'gpt2'"),
+    (holding('config.json', '{"model_type":"gpt2"}'), "a model of type 'gpt2' cannot be used"),
     (holding('config.json', '[]'), 'not a JSON object')])
 @pytest.mark.parametrize('which', ['base', 'sft_checkpoint'])
 def test_what_is_not_recognised_is_one_sentence(which, make, says, tmp_path):
