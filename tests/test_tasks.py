@@ -1,6 +1,8 @@
 "Tasks of your own: files that are wrong, scorers that misbehave, and whole arms on a file and on a program."
 import json, math, os
+from dataclasses import replace
 import pyarrow as pa, pyarrow.parquet as pq, pytest
+from exp2nb import arms
 from exp2nb.arms import run_arm
 from exp2nb.config import UserError, make_config, override, task_name
 from exp2nb.lab import Lab, arm_folder
@@ -217,6 +219,17 @@ def test_any_checkpoint_is_scored_on_a_file(tmp_path):
     run_arm(config(task, 'sft', tmp_path/'out'), progress=False)
     r = exp2_eval(checkpoint=str(arm_folder(config(task, 'sft', tmp_path/'out'))), task=(str(task),), max_items=6, max_new=8)
     assert list(r['tasks'])==['sums'] and r['tasks']['sums']['n']==6
+
+def test_hours_without_signal_are_refused_unless_told_to(tmp_path, monkeypatch, capsys):
+    "A model that solves nothing; here every run counts as long. The easier levels are tried first, and a refusal trains nothing."
+    monkeypatch.setattr(arms, 'LONG', 0.)
+    c = config('stories', 'rl', tmp_path/'out')
+    with pytest.raises(UserError, match='no group of the pre-flight has signal on stories.*without_signal'): run_arm(c, progress=False)
+    out = capsys.readouterr().out
+    assert 'Level stories:first' in out and 'Level stories:easy' in out
+    found = read_json(arm_folder(c)/'preflight.json')
+    assert set(found['levels'])=={'first', 'easy'} and found['signal']==0 and not (arm_folder(c)/'trained.json').exists()
+    assert run_arm(replace(c, without_signal=True), progress=False)['steps']==2
 
 # levels, and a generator
 
