@@ -258,6 +258,8 @@ class Lab:
     "What the arms of one configuration stand on."
     def __init__(self, c:Config, progress:bool=True):
         if c.base and c.sft_checkpoint: raise UserError('base and sft_checkpoint were both given: give the one that the run starts from.')
+        if c.corpus=='target' and not (c.base or c.sft_checkpoint):
+            raise UserError('corpus target has no text to pretrain a base on: give a base, or another preset.')
         self.c = c
         self.progress = progress and parallel.rank()==0
         self.dtype = dtype_of(c)

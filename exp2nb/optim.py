@@ -13,14 +13,15 @@ from .protocol import fastest
 
 # %% ../nbs/12_optim.ipynb #ffb2441e
 class Optimizer:
-    "Muon on the parameters whose role is `matrix`, AdamW on the others, each with its role's learning rate."
+    "Muon (or AdamW) on the parameters whose role is `matrix`, AdamW on the others, each with its role's learning rate."
     def __init__(self,
         model,         # behind the model protocol: `.roles()` says what each parameter is
         rates:Rates    # learning rate of each role, at schedule 1
     ):
         by_role, roles = {}, model.roles()
+        rates = rates.of_width(model.shape.width)
         for name,p in model.named_parameters(): by_role.setdefault(roles[name], []).append(p)
-        matrices = by_role.pop('matrix', [])
+        matrices = by_role.pop('matrix', []) if rates.optimizer=='muon' else []
         self.matrices = [tuple(p.shape) for p in matrices]   # what the ledger bills
         self.params = list(model.parameters())
         self.parts = []                                      # PyTorch's optimizers

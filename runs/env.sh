@@ -14,11 +14,13 @@ find_python() {   # the newest of the supported Pythons that really starts
 
 make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'; with EXP2_ENV=active, the environment that is active already is used as it is
     [ "${EXP2_ENV:-}" = active ] && return
-    local want have build=cpu; have=$(cat .venv/.made-of 2>/dev/null)
+    local want have extras build=cpu; have=$(cat .venv/.made-of 2>/dev/null)
+    extras=${have##*\[}; extras=${extras%]}     # those that are there stay
+    for x in ${1//,/ }; do [[ ,$extras, == *,$x,* ]] || extras=${extras:+$extras,}$x; done
     # Which PyTorch: with CUDA where there is a GPU, or will be (EXP2_GPU=1, for a login node); an environment with CUDA is never made poorer.
     if [ "${EXP2_GPU:-}" = 1 ] || command -v nvidia-smi >/dev/null || [[ $have == *' cuda ['* ]]; then build=cuda; fi
-    want="$(cat pyproject.toml runs/constraints.txt | cksum) $build [$1]"
-    if [ "$have" != "$want" ] && { [ -n "$1" ] || [ "${have%% \[*}" != "${want%% \[*}" ]; }; then   # an environment with more extras will do
+    want="$(cat pyproject.toml runs/constraints.txt | cksum) $build [$extras]"
+    if [ "$have" != "$want" ]; then
         local python; python=$(find_python) || exit 1
         echo "Making the environment in .venv (once; a few minutes)."
         [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 1
@@ -26,7 +28,7 @@ make_env() {      # make_env EXTRAS: e.g. make_env '' or make_env 'dev,hf'; with
         local index=(); [ $build = cuda ] || index=(--extra-index-url https://download.pytorch.org/whl/cpu)
         if [ $build = cuda ] && .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' 2>/dev/null; then .venv/bin/python -m pip uninstall -qy torch; fi
         .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --retries 1 --timeout 30 ${index[@]+"${index[@]}"} -c runs/constraints.txt torch \
-        && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c runs/constraints.txt -e ".${1:+[$1]}" \
+        && .venv/bin/python -m pip install --quiet --disable-pip-version-check -c runs/constraints.txt -e ".${extras:+[$extras]}" \
         && .venv/bin/python -m ipykernel install --sys-prefix --name python3 >/dev/null 2>&1 \
         && echo "$want" > .venv/.made-of || { echo "error: the installation failed: see the messages above." >&2; exit 1; }
     fi

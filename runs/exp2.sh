@@ -4,12 +4,20 @@
 #                     [--budgets 0.25,0.5,1] [--sft-passes 1,2,4] [--vary arm|sft|base] [--data-dir DIR] [--changes '…'] [--dry-run]
 # These and more are the options of exp2_run, which does the work: once the environment is there, exp2_run --help lists them all.
 set -u
+extra='' next=''
 for o in "$@"; do
     case $o in --help|-h) sed -n '2,5s/^# \?//p' "$0"; exit 0 ;; esac
+    case $o in
+        --base|--sft-checkpoint) next=1; continue ;;
+        --base=*|--sft-checkpoint=*) next=1; o=${o#*=} ;;
+    esac
+    # a model that is neither nanochat's nor our own is read with transformers
+    [ -n "$next" ] && ! ls "$o"/model_*.pt "$o"/state.json >/dev/null 2>&1 && [[ $o != *model_*.pt ]] && extra=hf
+    next=''
 done
 here=$PWD   # paths are meant from here
 . "$(dirname "$0")/env.sh"
-make_env ''
+make_env "$extra"
 EXP2_ROOT=$PWD; export EXP2_ROOT
 cd "$here" || exit 1
 exec exp2_run "$@"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import exp2nb
 from papermill import inspect_notebook
-from exp2nb.config import PRESETS, Config, Flag, Number, Several, Text, UserError, Whole, Word, checked, make_config, override
+from exp2nb.config import PRESETS, Config, Flag, Number, Rates, Several, Text, UserError, Whole, Word, checked, make_config, override
 from exp2nb.tools.cli import configure, notebook_config, notebook_options, parameters_cell, run_options
+from exp2nb.lab import Lab
 from exp2nb.tools.plan import plan
 from exp2nb.tools.queue import leaves, parameters, queue
 
@@ -115,6 +116,22 @@ def test_the_cell_s_defaults_are_a_preset_s():
     exec(''.join(cell()['source']), given)
     c, processes = notebook_config(given, {'__builtins__'})
     assert (replace(c, run_dir=''), processes)==(make_config('tiny'), 0)
+
+@pytest.mark.parametrize('given,preset', [({}, 'tiny'), (dict(base='org/model'), 'open'), (dict(sft_checkpoint='org/model'), 'open'),
+    (dict(base='org/model', preset='d12'), 'd12'), (dict(base='./nowhere'), 'tiny'), (dict(base='nano/base_checkpoints/d2'), 'tiny')])
+def test_the_preset_follows_from_the_base_where_none_is_named(given, preset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'nano'/'base_checkpoints'/'d2').mkdir(parents=True)
+    (tmp_path/'nano'/'base_checkpoints'/'d2'/'model_000001.pt').touch()
+    assert configure(**given).preset==preset
+
+def test_a_corpus_without_text_needs_a_base():
+    with pytest.raises(UserError, match='give a base'): Lab(make_config('open'))
+
+def test_rates_of_a_width_are_scaled_and_those_without_are_left():
+    rates = PRESETS['open']['sft'].rates
+    assert rates.of_width(384).matrix==2*rates.matrix and rates.times(.5).optimizer=='adamw'
+    assert Rates().of_width(384) is not None and Rates().of_width(384)==Rates()
 
 def test_a_run_is_described_by_what_the_notebook_takes():
     "The queue's parameters lead the notebook to the same configuration."

@@ -30,7 +30,7 @@ def test_command_line():
     text = cli('--help').stdout
     for o in ('--preset', '--prompt-tokens', '--completion-tokens', '--samples', '--devices', '--mfu', '--json'): assert o in text
 
-WRONG = [('--preset d13', 'choose one of smoke, tiny, d12, d26'),
+WRONG = [('--preset d13', 'choose one of smoke, tiny, open, d12, d26'),
          ('--preset d12 --mfu 1.5', '--mfu'),
          ('--preset d12 --mfu -0.1', '--mfu'),
          ('--preset d12 --samples -1', '--samples'),

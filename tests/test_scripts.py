@@ -95,7 +95,7 @@ def test_fetch_refuses_in_one_sentence():
     if not shutil.which('exp2_fetch', path=ENV['PATH']): pytest.skip('exp2_fetch is not installed: pip install -e .')
     one_sentence(fetch('gsm8k'), 'openai/gsm8k')
     one_sentence(fetch(), '--preset d12 or d26')
-    one_sentence(fetch('--preset', 'd13'), 'choose one of smoke, tiny, d12, d26')
+    one_sentence(fetch('--preset', 'd13'), 'choose one of smoke, tiny, open, d12, d26')
     r = fetch('--preset', 'tiny', '--dry-run', '--json')
     assert r.returncode==0 and json.loads(r.stdout)['bytes']==0
 

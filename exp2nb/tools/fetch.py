@@ -44,7 +44,8 @@ def needs(
     out = [Need(*TASK_SETS[t], 'test') for t in c.eval.tasks if t in TASK_SETS]
     if c.task=='gsm8k': out.append(Need('openai/gsm8k', 'main', 'train'))
     if c.embedded: return out
-    if not c.sft_checkpoint: out += [Need('HuggingFaceTB/smol-smoltalk', 'default', 'train'), Need('cais/mmlu', 'all', 'auxiliary_train')]
+    if not c.sft_checkpoint and c.corpus=='full':
+        out += [Need('HuggingFaceTB/smol-smoltalk', 'default', 'train'), Need('cais/mmlu', 'all', 'auxiliary_train')]
     tokens = c.pretrain.tokens_per_param*shape_of(c.model).n
     if not c.base and not c.sft_checkpoint: out.append(Need(TEXT_SET, 'default', 'train', int(tokens*CHARACTERS)))
     return out + [Need('words')]
@@ -246,7 +247,7 @@ def check(need:Need, files, folder):
 @command(text=lambda facts: '')   # the lines on the way have it all
 def exp2_fetch(
     names:Several(Text(), least=0)=(), # data sets by name, such as openai/gsm8k; or words
-    preset:Text()='',                  # everything that it needs: smoke, tiny, d12 or d26
+    preset:Text()='',                  # everything that it needs: smoke, tiny, open, d12 or d26
     task:Text()='',                    # stories or gsm8k; '': the preset's
     data_dir:Place='data',             # folder to fill
     base:Flag()=False,                 # for a run from a base of your own: no pretraining text

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['TEXT', 'CHARACTERS', 'TRAIN_PROBLEMS', 'FULL_MIXTURE', 'TESTS', 'CHOICES', 'DEVICES', 'LAUNCHES', 'MFU', 'FIRST_USE',
-           'AROUND_ARM', 'SAVED_LAYER', 'SAVED_HEAD', 'measured_peak', 'device_facts', 'rl_step', 'sft_step',
-           'decode_seconds', 'cache_bytes', 'memory', 'plan', 'Target', 'target_facts', 'signal_of', 'planned_shape',
-           'family_of', 'base_at', 'earlier_stages', 'rl_plan', 'together', 'sft_plus_plan', 'evaluation_plan',
-           'plan_text', 'exp2_plan']
+           'AROUND_ARM', 'SAVED_LAYER', 'SAVED_HEAD', 'measured_peak', 'device_facts', 'rl_step', 'by_muon', 'sft_step',
+           'decode_seconds', 'cache_bytes', 'memory', 'plan', 'Target', 'target_facts', 'signal_of', 'usual_device',
+           'planned_shape', 'family_of', 'base_at', 'earlier_stages', 'rl_plan', 'together', 'sft_plus_plan',
+           'evaluation_plan', 'plan_text', 'exp2_plan']
 
 # %% ../../nbs/tools/01_plan.ipynb #769950dd
 import functools, time
 from dataclasses import dataclass
 import torch
-from ..config import Cap, Config, Number, UserError, Whole, Word, check_choice
+from ..config import Cap, Config, Number, UserError, Whole, Word, check_choice, device_of
 from ..flops import Work, muon_flops, optimizer_cost, rollout_cost, supervised_cost, train_flops, update_cost
 from ..ledger import would_buy
 from ..bases.base import load_base
@@ -72,7 +72,8 @@ def rl_step(
     problems:int,   # problems a step
     samples:int,    # samples a problem
     prompt:int,     # tokens of a prompt
-    new:int         # tokens of a completion
+    new:int,        # tokens of a completion
+    rates=None      # `Rates`: AdamW costs next to nothing; default: Muon
 )->dict:            # rollout, update, optimizer → columns of a ledger row
     "What one RL step costs if every text has the mean length."
     rows = problems*samples
@@ -84,20 +85,25 @@ def rl_step(
     return dict(
         rollout=rollout_cost(shape, *groups, run),
         update=update_cost(shape, *groups, train),
-        optimizer=optimizer_cost(shape.matrices))
+        optimizer=optimizer_cost(by_muon(shape, rates)))
+
+def by_muon(shape, rates=None)->tuple:
+    "The matrices that Muon updates."
+    return () if rates and rates.optimizer!='muon' else shape.matrices
 
 # %% ../../nbs/tools/01_plan.ipynb #25831a0b
 def sft_step(
     shape,
     batch_tokens:int,  # tokens a step
     prompt:int,        # tokens of a prompt
-    new:int            # tokens of an answer
+    new:int,           # tokens of an answer
+    rates=None         # as for `rl_step`
 )->dict:               # sft, optimizer → columns of a ledger row
     "What one SFT+ step costs if every text has the mean length."
     n = max(1, batch_tokens//(prompt+new))
     length = prompt+new-1
     work = Work(n*length, n*new, shape.layers*n*length**2)
-    return dict(sft=supervised_cost(shape, [length+1]*n, work, n*new), optimizer=optimizer_cost(shape.matrices))
+    return dict(sft=supervised_cost(shape, [length+1]*n, work, n*new), optimizer=optimizer_cost(by_muon(shape, rates)))
 
 # %% ../../nbs/tools/01_plan.ipynb #5ea4f4e1
 def decode_seconds(
@@ -143,9 +149,9 @@ def memory(
     out = dict(
         weights=(shape.n+embedding)*(6 if gpu else 4),
         gradients=(shape.n+embedding)*4,
-        optimizer=shape.n_body*4 + (shape.n_head+embedding)*8,
+        optimizer=shape.n_body*(4 if c.sft.rates.optimizer=='muon' else 8) + (shape.n_head+embedding)*8,
         kv_cache=int(cached*cache_bytes(shape, 2 if gpu else 4)),
-        activations=tokens*shape.layers*shape.width*SAVED_LAYER['gpu' if gpu else 'cpu'],
+        activations=int(tokens*sum(o for o,_ in shape.matrices)/9*SAVED_LAYER['gpu' if gpu else 'cpu']),   # our layers' outputs: 9 × width
         logits=heads*SAVED_HEAD*4)
     if not gpu: out['frozen'] = shape.n*4   # the weights as a rollout lays them out, see `fast_linears`
     return out | dict(total=sum(out.values())-min(out['kv_cache']+out.get('frozen', 0), out['activations']+out['logits']))
@@ -156,7 +162,7 @@ def plan(
     prompt_tokens:int=0,       # mean tokens of a prompt; 0: as known for the task
     completion_tokens:int=0,   # mean tokens of a completion; 0: as known for the task, at most rl.max_new
     samples:int=0,             # samples a problem; 0: the preset's
-    device:str='',             # a key of `DEVICES`, or cpu; '': cpu for the embedded corpus, else h100
+    device:str='',             # a key of `DEVICES`, or cpu; '': see `usual_device`
     devices:int=1,             # how many
     mfu:float=0,               # utilisation of the matmuls; 0: as measured for such a model
     peak:float=0,              # FLOP/s of a device; 0: as known
@@ -164,7 +170,7 @@ def plan(
 )->dict:                       # see `plan_text` for a reading of it
     "What every stage and arm will cost, by preset and device. Raises `UserError` for values out of range."
     shape = shape or planned_shape(c)
-    device = device or ('cpu' if c.embedded else 'h100')
+    device = device or usual_device(c)
     target = target_facts(c.task, c.data_dir)
     P = prompt_tokens or target.prompt
     n = completion_tokens or min(target.completion or c.rl.max_new, c.rl.max_new)
@@ -212,6 +218,10 @@ def signal_of(c)->str:
     if what!='stories' or c.base or c.sft_checkpoint: return ''
     return signal_words(c.preset, level or 'usual') if (level or 'usual') in LEVELS else ''
 
+def usual_device(c)->str:
+    "What a plan is made for: this CPU for the embedded corpus, and for an open base where there is no GPU; else an H100."
+    return 'cpu' if c.embedded or (c.corpus=='target' and device_of(c)=='cpu') else 'h100'
+
 def planned_shape(c):
     "The shape of the model that a configuration trains."
     given = c.base or c.sft_checkpoint
@@ -229,15 +239,17 @@ def base_at(path)->object: return load_base(path)[0]
 def earlier_stages(shape, c, problems, conversation, hours):
     "Pretraining and SFT: tokens, steps, FLOPs and hours; nothing for what was done before it came here."
     done = ('pretrain', 'sft') if c.sft_checkpoint else ('pretrain',) if c.base else ()
-    mixed = c.sft.target_copies*problems*(1+c.sft.spelling+c.sft.choices)*conversation
+    targets = c.sft.target_copies*problems*conversation
+    mixture = dict(full=FULL_MIXTURE, embedded=targets*(1+c.sft.spelling+c.sft.choices), target=targets)   # tokens
     stages = dict(
         pretrain=(c.pretrain.tokens_per_param*shape.n, shape.context, c.pretrain.batch_tokens),
-        sft=((c.sft_passes or c.sft.passes)*(mixed if c.embedded else FULL_MIXTURE), conversation, c.sft.batch_tokens))
+        sft=((c.sft_passes or c.sft.passes)*mixture[c.corpus], conversation, c.sft.batch_tokens))
     out = {}
     for name,(tokens,length,batch) in stages.items():
         if name in done: tokens = 0
         steps = max(name not in done, round(tokens/batch))
-        flops = int(tokens/length*train_flops(shape, length)) + steps*muon_flops(shape.matrices)
+        matrices = by_muon(shape, getattr(c, name).rates)
+        flops = int(tokens/length*train_flops(shape, length)) + steps*muon_flops(matrices)
         out[name] = dict(tokens=int(tokens), steps=steps, flops=flops, hours=hours(flops))
     return out
 
@@ -245,7 +257,7 @@ def earlier_stages(shape, c, problems, conversation, hours):
 def rl_plan(shape, c, problems, samples, P, n, facts, devices, mfu, hours):
     "The RL arm: FLOPs of its three parts, hours of each, totals by basis."
     steps = max(1, round(c.budget*(c.rl.steps or problems//c.rl.problems)))
-    step = rl_step(shape, c.rl.problems, samples, P, n)
+    step = rl_step(shape, c.rl.problems, samples, P, n, c.rl.rates)
     rows = -(-c.rl.problems*samples//devices)
     waves = -(-rows//c.rl.rows)
     decode = decode_seconds(shape, min(rows, c.rl.rows), waves*c.rl.max_new, P+n/2, facts, mfu)
@@ -266,7 +278,7 @@ def together(decode:dict, facts)->float:
 # %% ../../nbs/tools/01_plan.ipynb #bf27befc
 def sft_plus_plan(shape, c, problems, P, n, rl, hours):
     "The SFT+ arm on the RL arm's total: steps and epochs, and what the other bases would have bought."
-    step = sft_step(shape, c.sft_plus.batch_tokens, P, n)
+    step = sft_step(shape, c.sft_plus.batch_tokens, P, n, c.sft_plus.rates)
     price = {b: sum(r[f'flops_{b}'] for r in step.values()) for b in ('model', 'executed', 'note')}
     price['seconds'] = 3600*hours(price['executed'])
     batch = max(1, c.sft_plus.batch_tokens//(P+n))
@@ -329,7 +341,7 @@ def exp2_plan(
     prompt_tokens:Cap=0,           # mean tokens of a prompt; 0: as known for the task
     completion_tokens:Cap=0,       # mean tokens of a completion; 0: as known for the task
     samples:Cap=0,                 # samples a problem; 0: the preset's
-    device:Word('', *DEVICES, 'cpu')='',   # '': cpu for the embedded corpus, else h100
+    device:Word('', *DEVICES, 'cpu')='',   # '': cpu for the embedded corpus, and for an open base where there is no GPU; else h100
     devices:Whole(1, 10**6)=1,     # how many of them
     mfu:Number(0, 1)=0.,           # utilisation of the matmuls; 0: as measured for such a model
     peak:Number(0, 1e20)=0.        # FLOP/s of one device; 0: its data sheet, or measured for cpu

@@ -163,7 +163,8 @@ def tune_text(rows:list)->str:
 def best_changes(rows:list)->str:
     "The best rates that are not the preset's, as `changes`: of the rows at full budget, matched on `model`."
     best = {r['arm']: r for r in rows if r['best'] and r['factor']!=1 and same_arm(r)[1:]==('model', 1.) and r['arm']!='rl_random'}
-    return ' '.join(f'{arm}.rates.{name}={value:g}' for arm,r in best.items() for name,value in r['rates'].items())
+    numbers = [(arm, name, value) for arm,r in best.items() for name,value in r['rates'].items() if isinstance(value, float)]
+    return ' '.join(f'{arm}.rates.{name}={value:g}' for arm,name,value in numbers)
 
 # %% ../../nbs/tools/03_tune.ipynb #62c95dd0
 @command(text=tune_text, without=('arm', 'seed', 'vary', 'train_only'))
