@@ -6,11 +6,12 @@
 __all__ = ['ARMS', 'ROLLOUT', 'MAY_DIFFER', 'PROGRESS', 'LONG', 'FILES', 'Arm', 'arm', 'RLRun', 'ArmRun', 'context_of',
            'check_plan', 'check_worked', 'load_rl', 'sft_arm', 'rl_steps', 'rl_arm', 'refuse_long_prompts', 'grpo_on',
            'more_sft', 'conversations_of', 'sft_plus_arm', 'Rendered', 'rft_arm', 'rl_random_arm', 'sft_mix_arm',
-           'positives_arm', 'OwnAnswers', 'correct_answers', 'rft_online_arm', 'InTurn', 'split_arm', 'evaluation',
-           'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm', 'train', 'train_stage', 'no_training',
-           'record_training', 'read_trained', 'has_ended', 'recorded_weights', 'try_first', 'steps_ahead',
-           'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm', 'to_score', 'refuse_twin',
-           'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching', 'summary', 'launch']
+           'positives_arm', 'OwnAnswers', 'correct_answers', 'rft_online_arm', 'InTurn', 'split_arm', 'annotated',
+           'in_other_words', 'evaluation', 'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm',
+           'train', 'train_stage', 'no_training', 'record_training', 'read_trained', 'has_ended', 'recorded_weights',
+           'try_first', 'steps_ahead', 'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm',
+           'to_score', 'refuse_twin', 'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching',
+           'summary', 'launch']
 
 # %% ../nbs/19_arms.ipynb #e81d5fd4
 import functools, time
@@ -28,8 +29,8 @@ from .lab import (Lab, alone, arm_folder, base_folder, begun_threads, code_of, k
 from .ledger import Budget, budget_record, ledger_summary, load_budget, read_rows, totals
 from .store import (
     Interrupt, Interrupted, Jsonl, altered_file, check_config, files_record, load_artifact, read_json, read_jsonl, weights_hash, write_json)
-from .stories import LEVELS
-from .tasks import TASKS, make_task
+from .stories import LEVELS, WORDINGS, reworded
+from .tasks import TASKS, make_task, solution_parts
 from .train import Amount, Conversations, ProgressLine, Supervised, collect, positions, put_back, spent_row
 
 # %% ../nbs/19_arms.ipynb #47093d85
@@ -366,6 +367,26 @@ for s in (25, 50, 75):
     arm(f'sft{s}_rl{100-s}', f'{s} % of the budget on SFT+, then RL', worked=True, whole=True)(
         functools.partial(split_arm, first='sft', share=s/100))
     arm(f'rl{s}_sft{100-s}', f'{s} % of the budget on RL, then SFT+', worked=True)(functools.partial(split_arm, first='rl', share=s/100))
+
+# %% ../nbs/19_arms.ipynb #words001
+def annotated(parts)->str:
+    "The inverse of `exp2nb.tasks.solution_parts`."
+    marks = dict(text='{}', python='<<{}=', python_output='{}>>')
+    return ''.join(marks[p['type']].format(p['text']) for p in parts)
+
+def in_other_words(
+    task,      # embedded stories
+    n:int      # solutions a problem
+)->list:       # conversations
+    "Each problem n times, with a solution in other words. Raises `UserError` for a task whose solutions are not ours to write."
+    if task.name.partition(':')[0]!='stories':
+        raise UserError(f'{task.name} has one solution a problem: only the stories are written in {n} ways.')
+    problems = [task[i] for i in range(len(task))]
+    return [task.conversation(replace(p, solution=solution_parts(reworded(annotated(p.solution), k)))) for p in problems for k in range(n)]
+
+for n in (4, WORDINGS):
+    arm(f'sft_plus{n}', f'SFT+ with {n} differently worded solutions to each problem', worked=True)(
+        lambda run, n=n: more_sft(run, in_other_words(run.lab.problems[0], n)))
 
 # %% ../nbs/19_arms.ipynb #5050034f
 def evaluation(run:ArmRun, model, label)->Evaluation:

@@ -27,9 +27,11 @@ from .store import read_json, write_json
 
 # %% ../nbs/22_report.ipynb #f44a78e9
 _cb = sns.color_palette('colorblind').as_hex()
-COLOURS = dict(sft='#595959', rl=_cb[0], sft_plus=_cb[1], rft=_cb[2], rl_random=_cb[4], sft_mix=_cb[5], positives=_cb[3], rft_online=_cb[6],
+COLOURS = dict(sft='#595959', rl=_cb[0], sft_plus=_cb[1], rft=_cb[2], rl_random=_cb[4], sft_mix=_cb[5],
+               sft_plus4=_cb[1], sft_plus16=_cb[1], positives=_cb[3], rft_online=_cb[6],
                **{f'{a}{s}_{b}{100-s}': _cb[7+(a=='rl')] for s,a,b in SPLITS})
-MARKERS = dict(sft='s', rl='o', sft_plus='D', rft='^', rl_random='v', sft_mix='P', positives='*', rft_online='<',
+MARKERS = dict(sft='s', rl='o', sft_plus='D', rft='^', rl_random='v', sft_mix='P', sft_plus4='d', sft_plus16='h',
+               positives='*', rft_online='<',
                **{f'{a}{s}_{b}{100-s}': {25:'1', 50:'2', 75:'3'}[s] for s,a,b in SPLITS})
 STYLE = {
     'figure.figsize':(5.4,3.7), 'figure.dpi':100, 'savefig.dpi':190, 'figure.constrained_layout.use':True,

@@ -33,8 +33,9 @@ ROWS = {
     'metrics.jsonl': dict(step=int)}
 SPLITS = [(s, *order) for s in (25, 50, 75) for order in (('sft', 'rl'), ('rl', 'sft'))]   # percent of the first part, and the two parts
 LABELS = dict(sft='SFT', rl='RL', sft_plus='SFT+', rft='RFT', rl_random='RL, random rewards', sft_mix='SFT+ on the mixture',
+              sft_plus4='SFT+, 4 solutions each', sft_plus16='SFT+, 16 solutions each',
               positives='RL, correct answers only', rft_online='RFT, sampled anew',
-              **{f'{a}{s}_{b}{100-s}': f'{s} % {dict(sft="SFT+", rl="RL")[a]}, then {dict(sft="SFT+", rl="RL")[b]}' for s,a,b in SPLITS})
+              **{f'{a}{s}_{b}{100-s}': f'{s} % SFT+, then RL' if a=='sft' else f'{s} % RL, then SFT+' for s,a,b in SPLITS})
 CHANCE = dict(mmlu=.25, arc_easy=.25, arc_challenge=.25, choices=.25)   # accuracy of a guess
 
 def label(arm):

@@ -3,9 +3,10 @@ import json, re, shutil, subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 import jsonschema, pytest
+from exp2nb.arms import ARMS
 from exp2nb.config import UserError
-from exp2nb.report import FIGURES, RESULT_SCHEMA, analyse, check_result, draw, verdict_line
-from exp2nb.results import summarise
+from exp2nb.report import COLOURS, FIGURES, MARKERS, RESULT_SCHEMA, analyse, check_result, draw, verdict_line
+from exp2nb.results import LABELS, summarise
 from exp2nb.store import read_json, write_json
 from fakes import fake_arm, fake_run, seal
 
@@ -38,6 +39,8 @@ def done(tmp_path_factory):
     write.write_text(json.dumps(dict(arm='rl', trial=0, rate=.1, dev_accuracy=.5, flops_model=10**11))+'\n')
     return run, analyse(run)
 
+
+def test_every_arm_has_a_name_a_colour_and_a_marker(): assert set(ARMS)==set(LABELS)==set(COLOURS)==set(MARKERS)
 
 def test_result_is_valid_and_complete(done):
     run, result = done
