@@ -68,6 +68,7 @@ def commands_of_the_plan():
 
 def test_the_plans_commands_are_the_ones_that_exist():
     "Their options are read, and what they queue is what the page promises: no arm twice, ten seeds of what decides, all held from test."
+    from exp2nb.arms import ARMS
     from exp2nb.lab import arm_folder
     from exp2nb.tools.cli import collected, make_parser, parse
     from exp2nb.tools.queue import queue
@@ -86,11 +87,16 @@ def test_the_plans_commands_are_the_ones_that_exist():
             assert given['jobs']==1 or all(c.match_on!='seconds' for c in runs)
             found += [str(arm_folder(c).relative_to('out')) for c in runs]
     assert len(found)==len(set(found)) and len(tuned)==1
-    ten = ('sft/model', 'rl/model', 'sft_plus/model', 'sft_plus/executed', 'rft/model', 'sft_mix/model')
-    assert [f for f in found if f.startswith('study/') and '-1.0/' in f and f.count('/')==3 and 'rl_random' not in f]==[
-        f'study/{arm}-1.0/seed{s}' for s in range(10) for arm in ten]
-    assert sum('rl_random' in f for f in found)==3 and not set(tuned[0]['tuning_seeds']) & set(range(10))
-    assert set(tuned[0]['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix'}
+    seeds = {}
+    for f in (f for f in found if f.startswith('study/') and '-1.0/' in f and f.count('/')==3):
+        _, arm, basis, seed = f.split('/')
+        seeds.setdefault(f"{arm}/{basis.removesuffix('-1.0')}", []).append(int(seed[4:]))
+    names = ('sft', 'rl', 'sft_plus', 'rft', 'sft_mix', 'rft_online', 'positives', 'sft50_rl50')
+    ten = {f'{a}/model' for a in names} | {'sft_plus/executed'}
+    assert set(seeds)-ten=={f'{a}/model' for a in ARMS}-ten
+    assert all(of==list(range(10 if name in ten else 3)) for name,of in seeds.items())
+    assert not set(tuned[0]['tuning_seeds']) & set(range(10))
+    assert set(tuned[0]['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix', 'rft_online', 'positives'}
 
 # Links
 

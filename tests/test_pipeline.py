@@ -321,8 +321,8 @@ def lucky(monkeypatch):
     monkeypatch.setattr(GRPO, 'rollout', rollout)
 
 def test_the_arms_between_sft_and_rl_spend_the_same_budget(solved, lucky):
-    got = {a: run_arm(config(solved, a), progress=False) for a in ('positives', 'rft_online', 'sft25_rl75', 'rl50_sft50')}
-    for a in ('rft_online', 'rl50_sft50'): assert abs(got[a]['residual']) < .001, a
+    got = {a: run_arm(config(solved, a), progress=False) for a in ('positives', 'rft_online', 'sft25_rl75', 'rl50_sft50', 'sft_plus4')}
+    for a in ('rft_online', 'rl50_sft50', 'sft_plus4'): assert abs(got[a]['residual']) < .001, a
     for a in ('positives', 'sft25_rl75'): assert abs(got[a]['residual']) < 1.5*got[a]['resolution'], a   # a problem more or less
     paid = lambda arm, *stages: sum(r['flops_model'] for r in ledger(solved, arm) if r['stage'] in stages)
     rl = read_json(arm_folder(config(solved, 'rl'))/'arm.json')
