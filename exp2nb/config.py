@@ -205,7 +205,7 @@ class SFTConfig:
     target_copies:Whole(0, 1000) = 2         # the target's problems appear this often in the mixture
     spelling:Number(0, 1000) = 0.25          # spelling conversations per target conversation (embedded mixture)
     choices:Number(0, 1000) = 0.5            # four-choice conversations per target conversation (embedded mixture)
-    identity:Place = ''           # JSONL file of identity conversations (full-size mixture)
+    identity:Place = ''           # JSONL file of more conversations, such as who the model is, or to rehearse (not in the embedded mixture)
 
 # %% ../nbs/00_config.ipynb #7c58a2a9
 @dataclass(frozen=True)

@@ -94,8 +94,9 @@ def full_sources(c, target:Task)->list:
     return out
 
 def target_sources(c, target:Task)->list:
-    "The target's problems alone: for a base that has other skills already."
-    return [(c.task, target, c.sft.target_copies)]
+    "The target's problems, and what a file says for rehearsal: for a base that has other skills already."
+    out = [(c.task, target, c.sft.target_copies)]
+    return out + ([('identity', load_conversations(c.sft.identity), 1)] if c.sft.identity else [])
 
 SOURCES = dict(embedded=embedded_sources, full=full_sources, target=target_sources)   # by `corpus`
 

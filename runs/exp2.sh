@@ -12,7 +12,7 @@ for o in "$@"; do
         --base=*|--sft-checkpoint=*) next=1; o=${o#*=} ;;
     esac
     # a model that is neither nanochat's nor our own is read with transformers
-    [ -n "$next" ] && ! ls "$o"/model_*.pt "$o"/state.json >/dev/null 2>&1 && [[ $o != *model_*.pt ]] && extra=hf
+    if [ -n "$next" ] && [[ $o != *model_*.pt ]] && ! compgen -G "$o/model_*.pt" >/dev/null && [ ! -e "$o/state.json" ]; then extra=hf; fi
     next=''
 done
 here=$PWD   # paths are meant from here

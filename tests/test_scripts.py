@@ -40,6 +40,19 @@ def test_shellcheck():
     r = subprocess.run(['shellcheck', '-S', 'warning', '-e', 'SC1091', *SCRIPTS], env=ENV, capture_output=True, text=True)
     assert r.returncode==0, r.stdout
 
+@pytest.mark.parametrize('given,extra', [
+    ([], ''), (['--preset', 'smoke'], ''), (['--base', 'org/model'], 'hf'), (['--base=org/model'], 'hf'),
+    (['--sft-checkpoint', 'x.gguf'], 'hf'),
+    (['--base', 'nano'], ''), (['--base', 'nano/model_000001.pt'], ''), (['--base', 'ours', '--seeds', '2'], '')])
+def test_the_one_command_installs_what_its_base_needs(given, extra, tmp_path):
+    for name in ('nano/model_000001.pt', 'ours/state.json'):
+        (tmp_path/name).parent.mkdir()
+        (tmp_path/name).touch()
+    (tmp_path/'runs').mkdir()
+    shutil.copy(RUNS/'exp2.sh', tmp_path/'runs')
+    (tmp_path/'runs'/'env.sh').write_text('make_env() { echo "extras <$1>"; exit 0; }\n')
+    assert run('runs/exp2.sh', *given, cwd=tmp_path).stdout=='extras <'+extra+'>\n'
+
 first = lambda x: x[0] if isinstance(x, list) else None
 
 DRY = [(['d12_1gpu.sh'], 1, 'd12'), (['d26_8gpu.sh', '--seeds', '2'], 8, 'd26'), (['slurm.sbatch'], 16, 'd26'),

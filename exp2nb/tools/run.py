@@ -20,7 +20,7 @@ from ..lab import arm_folder, threads_of
 from ..stats import fewest_seeds
 from ..store import Interrupted, read_json, write_json
 from .cli import Stopped, command, project_root, say_error
-from .plan import plan, plan_text
+from .plan import plan, plan_text, usual_device
 from .queue import Jobs, QUEUED, finished, flags, next_run, parameters, queue, queue_data, run_data
 from .status import clock, piece_status, stop_writers
 
@@ -248,12 +248,12 @@ def one_by_one(runs, run_dir, launcher, say, passed):
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', notebook_of(run_dir, r), run_dir, r['parameters'])
 
-HOURS = 2   # that a model which is not of the embedded size may take on a CPU without a word
+HOURS = 2   # that an open base may take on a CPU without a word
 
 def refuse_hours(c:Config, q:dict, say):
     "Show the plan of what would take hours on a CPU. Raises `UserError`."
     hours = q['minutes']/60
-    if c.embedded or device_of(c)=='cuda' or hours < HOURS: return
+    if c.embedded or usual_device(c)!='cpu' or hours < HOURS: return
     say(plan_text(plan(c)))
     raise UserError(f'this takes about {hours:,.0f} hours on this CPU: start it where there is a GPU, or give --yes.')
 
@@ -293,7 +293,7 @@ def exp2_run(
     if launcher and jobs > 1: raise UserError(f'a launcher starts each arm on all it was given: leave out --jobs {jobs}, or --launcher.')
     q = queue_data(cs, 1 if launcher else jobs)
     if dry_run: return dict(said=dry_text(cs, launcher, q), **q)
-    if not yes: refuse_hours(c, q, say)
+    if not yes and not launcher: refuse_hours(c, q, say)
     began = time.monotonic()
     run_dir = run_folder(c)
     for name in ('notebooks', 'report'): (run_dir/name).mkdir(parents=True, exist_ok=True)
