@@ -224,11 +224,13 @@ class HubModel(nn.Module):
         out = type(self.causal).forward(_Done(self.causal, h.reshape(1, -1, h.shape[-1])))
         return out.logits.float().view(*h.shape[:-1], -1)
 
-    def roles(self):
-        "Parameter name → 'matrix', 'embedding', 'head' or 'scalar' (norms and biases)."
-        kinds = {id(p):'embedding' for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-        kinds |= {id(m.weight):'matrix' for m in self.modules() if isinstance(m, nn.Linear)} | {id(self.head):'head'}
-        return {n:kinds.get(id(p), 'scalar') for n,p in self.named_parameters()}
+# %% ../../nbs/bases/01_hub.ipynb #2fec3bd6
+@patch
+def roles(self:HubModel):
+    "Parameter name → 'matrix', 'embedding', 'head' or 'scalar' (norms and biases)."
+    kinds = {id(p):'embedding' for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    kinds |= {id(m.weight):'matrix' for m in self.modules() if isinstance(m, nn.Linear)} | {id(self.head):'head'}
+    return {n:kinds.get(id(p), 'scalar') for n,p in self.named_parameters()}
 
 # %% ../../nbs/bases/01_hub.ipynb #8efed193
 def _byte_of():

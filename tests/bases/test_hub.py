@@ -1,17 +1,22 @@
 "Open models against transformers: logits of many families, full and cached; files in and out; tokens and templates."
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 import pytest, torch
 from tiny import CHATML, LLAMA3, LLAMA3_TEMPLATE, hub_tokenizer, randomised
 from safetensors.torch import load_file, save_file
 from exp2nb.bases import hub
 from exp2nb.bases.base import rebuild
-from exp2nb.config import UserError
+from exp2nb.config import RLConfig, Rates, UserError
 from exp2nb.engine import generate
 from exp2nb.flops import Work, executed_flops, flop_counter
+from exp2nb.grpo import GRPO
+from exp2nb.ledger import Ledger
 from exp2nb.protocol import Segments, plain
 from exp2nb.store import describe
+from exp2nb.tasks import make_task
+from exp2nb.train import Amount, Conversations, Supervised
 
 transformers = pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
 
@@ -383,3 +388,22 @@ def test_a_gguf_file_by_its_path_and_out_again(smol, tmp_path):
     told = transformers.AutoTokenizer.from_pretrained(tmp_path/'out')
     talk = [dict(role='user', content=QUESTIONS[0])]
     assert told.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)==ids.tolist()
+
+def test_real_weights_take_a_step_of_each_kind(smol, tmp_path, monkeypatch):
+    "Last in this file: it changes the weights. AdamW for all of them: Muon's products alone would take a minute."
+    _, model, tok = smol
+    monkeypatch.setattr(model, 'roles', lambda: {n:'scalar' for n,_ in model.named_parameters()})
+    task = make_task('stories', 'train')
+    before, rates = model.head[:8].detach().clone(), Rates(1e-5, 1e-5, 1e-5, 1e-5)
+    ledger = Ledger(tmp_path/'sft.jsonl', model.shape, 'stories')
+    convs = [task.conversation(task[i]) for i in range(2)]
+    stage = Supervised('sft', model, rates, Conversations(convs, tok, 0, 512), Amount(1, 'steps'), ledger, 200, 200)
+    with flop_counter() as c: row = stage.step()
+    assert row['loss'] < 6 and abs(sum(r['flops_executed'] for r in ledger.rows)/c.get_total_flops()-1) < 1e-3
+    rl = replace(RLConfig(), problems=1, samples=2, max_new=6, micro_tokens=512, rates=rates)
+    ledger = Ledger(tmp_path/'rl.jsonl', model.shape, 'stories')
+    stage = GRPO(model, tok, task, lambda p: tok.render_prompt(p.question), rl, Amount(1, 'steps'), ledger, 0,
+                 reward=lambda step, i, k, score: float(k%2))
+    stage.folder = tmp_path
+    row = stage.step()
+    assert row['logprob_drift'] < 1e-3 and not torch.equal(model.head[:8], before)
