@@ -736,7 +736,8 @@ def workload_of(preset:str, **kw)->Workload:
     if preset=='reference': return Workload(**kw)
     if preset in OPEN:
         o = OPEN[preset]
-        sizes = dict(depth=o['layers'], width=o['width'], head_dim=o['head_dim'], vocab=o['vocab'], prompt=60, new=256, micro_tokens=32768)
+        sizes = dict(depth=o['num_hidden_layers'], width=o['hidden_size'], head_dim=o['head_dim'], vocab=o['vocab_size'],
+                     prompt=60, new=256, micro_tokens=32768)
         return Workload(**(sizes | dict(lengths='ragged', shape=preset) | kw))
     m,rl = PRESETS[preset]['model'], PRESETS[preset]['rl']
     sizes = dict(depth=m.depth, width=m.width, head_dim=m.head_dim, vocab=m.vocab, pattern=m.pattern,

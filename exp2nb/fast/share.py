@@ -15,7 +15,7 @@ def openmp_libraries()->list:
     "Paths of the copies of GNU's OpenMP in this process; empty on other systems."
     maps = Path('/proc/self/maps')
     if not maps.is_file(): return []
-    paths = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if 'libgomp' in line}
+    paths = {line.split(maxsplit=5)[5] for line in maps.read_text(encoding='utf-8').splitlines() if 'libgomp' in line}
     return sorted(p for p in paths if Path(p).is_file())
 
 class SleepingTeam:

@@ -28,7 +28,7 @@ def config_table(c:Config)->pd.DataFrame:
     return table.style.set_properties(**{'text-align':'left', 'white-space':'normal'})
 
 def _short(x):
-    if isinstance(x, dict): return '/'.join(f'{v:g}' for v in x.values())
+    if isinstance(x, dict): return '/'.join(v if isinstance(v, str) else f'{v:g}' for v in x.values())
     return ' '.join(map(str, x)) if isinstance(x, (list, tuple)) else x
 
 # %% ../../nbs/tools/08_show.ipynb #ffeff17b
