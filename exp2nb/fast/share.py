@@ -38,38 +38,42 @@ class SleepingTeam:
         self.thread.join()
 
 # %% ../../nbs/fast/10_share.ipynb #d9303b3f
-def cpu_seconds()->tuple:  # (all processes on the cores that we may use, this process)
-    "CPU seconds so far."
+def cpu_seconds()->tuple:  # of all processes; of other processes, those of lower priority left out
+    "CPU seconds so far, on the cores that we may use."
     mine, niced = os.sched_getaffinity(0), os.nice(0) > 0
     cores = [c for i,c in enumerate(psutil.cpu_times(percpu=True)) if i in mine]
-    return sum(c.user + c.system + (c.nice if niced else 0) for c in cores), time.process_time()
+    usual, low = sum(c.user+c.system for c in cores), sum(c.nice for c in cores)
+    return usual+low, (usual+low if niced else usual) - time.process_time()
 
 def is_busy(
-    others:float,  # cores that other processes used
-    own:float,     # cores that we used
+    used:float,    # cores in use
+    others:float,  # cores that other processes use, those of lower priority left out
     cores:int,     # that we may use
     was:bool       # the last answer
 )->bool:
     "Do other processes need our cores?"
     if was: return others > 1/8
-    return others > 1/4 and others + own > .9*cores
+    return others > 1/4 and used > .9*cores
 
 # %% ../../nbs/fast/10_share.ipynb #877bb40e
 class Sharing(threading.Thread):
     "Opens sleeping teams while the machine is busy, and closes them afterwards."
-    def __init__(self, every:float=.5):   # seconds between two looks
+    def __init__(self,
+        every:float=.5,        # seconds between two looks
+        measure=cpu_seconds    # what is looked at
+    ):
         super().__init__(name='exp2nb-share', daemon=True)
-        self.every, self.busy, self.teams, self.ended = every, False, {}, threading.Event()
+        self.every, self.measure = every, measure
+        self.busy, self.teams, self.ended = False, {}, threading.Event()
 
     def run(self):
-        at, (everyone, ours) = time.monotonic(), cpu_seconds()
+        at, before = time.monotonic(), self.measure()
         while not self.ended.wait(self.every):
-            now, (everyone1, ours1) = time.monotonic(), cpu_seconds()
-            own = (ours1-ours)/(now-at)
-            others = (everyone1-everyone)/(now-at) - own
-            self.busy = is_busy(others, own, len(os.sched_getaffinity(0)), self.busy)
+            now, seconds = time.monotonic(), self.measure()
+            used, others = ((b-a)/(now-at) for a,b in zip(before, seconds))
+            self.busy = is_busy(used, others, len(os.sched_getaffinity(0)), self.busy)
             self.adjust()
-            at, everyone, ours = now, everyone1, ours1
+            at, before = now, seconds
         self.busy = False
         self.adjust()
 
