@@ -733,10 +733,13 @@ def summarise(
     tolerance:float=.001               # relative residual of the budget
 )->dict:
     "Check run folders and compute everything that result.json holds. Raises `UserError` naming the file at odds."
+    def usable(margin):
+        if 0<margin<.5: return margin
+        raise UserError(f'margin={margin!r} is out of range: give a share between 0 and 0.5 (0.02 is two points).')
+    if margin is not None: usable(margin)   # before anything is read
     studies = starting_points(discover(run_dirs))
     study,first = studies[0], studies[0].records[0]
-    margin = first.info.get('margin', .02) if margin is None else margin
-    if not 0<margin<.5: raise UserError(f'margin={margin!r} is out of range: give a share between 0 and 0.5 (0.02 is two points).')
+    if margin is None: margin = usable(first.info.get('margin', .02))
     match_on = (study.bases() or ['model'])[0]
     budget = budget or max(study.budgets(match_on) or [r.budget for r in study.records if r.arm=='rl'] or [1.])
     view = View(study, first.task, match_on, budget)
