@@ -230,6 +230,7 @@ class SFTPlusConfig:
     batch_tokens:Count = 524288   # tokens a step
     rates:Rates = Rates().times(.5, .5, .5, .5)
 
+# %% ../nbs/00_config.ipynb #7c58a000
 @dataclass(frozen=True)
 class OnlineConfig(SFTPlusConfig):
     "The same for arm rft_online."
@@ -328,6 +329,7 @@ def _full(depth):
 
 _small_rates = Rates(matrix=0.02, embedding=0.3, head=0.01)
 
+# %% ../nbs/00_config.ipynb #8505f000
 _tiny = dict(
     task='stories', corpus='embedded',
     model=ModelConfig(4, aspect=32, head_dim=32, vocab=640, context=256),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['APART', 'arms_folder', 'arm_folder', 'base_folder', 'sft_folder', 'module_files', 'names_imported', 'imports_of',
            'closure', 'tree_of', 'tree_hash', 'code_of', 'reuse', 'Checkpoint', 'load_recorded', 'alone', 'say',
-           'threads_of', 'begun_threads', 'shared', 'Lab', 'hash_of_data', 'run_stage', 'ledger_in', 'kept_tokens',
-           'save_weights', 'make_tokenizer', 'given', 'make_base', 'make_sft']
+           'threads_of', 'begun_threads', 'shared', 'Lab', 'check_start', 'form_for', 'benchmark', 'hash_of_data',
+           'run_stage', 'ledger_in', 'kept_tokens', 'save_weights', 'make_tokenizer', 'given', 'make_base', 'make_sft']
 
 # %% ../nbs/18_lab.ipynb #a0dd7edb
 import ast, copy, functools, json, time
@@ -257,9 +257,7 @@ def _same_again(folder, sha256):
 class Lab:
     "What the arms of one configuration stand on."
     def __init__(self, c:Config, progress:bool=True):
-        if c.base and c.sft_checkpoint: raise UserError('base and sft_checkpoint were both given: give the one that the run starts from.')
-        if c.corpus=='target' and not (c.base or c.sft_checkpoint):
-            raise UserError('corpus target has no text to pretrain a base on: give a base, or another preset.')
+        check_start(c)
         self.c = c
         self.progress = progress and parallel.rank()==0
         self.dtype = dtype_of(c)
@@ -278,23 +276,13 @@ class Lab:
 
     @functools.cached_property
     def choice_form(self)->str:
-        "How choice questions are asked: as configured, or as the base knows them."
-        form = self.c.eval.choice_form
-        if form!='auto': return form
-        base = self.sft if self.c.sft_checkpoint else self.base if self.c.base else None
-        return choice_form_of(base.model) if base else 'plain'
+        "See `form_for`."
+        return form_for(self)
 
     @functools.cached_property
     def tasks(self):
         "Benchmarks: name → task, or the sentence why it cannot be run."
-        return {name: self._task(name) for name in self.c.eval.tasks}
-
-    def _task(self, name):
-        most = self.c.n_test or self.c.eval.max_items
-        try:
-            task = self.problems[2] if name==self.c.target else make_task(name, 'test', self.c.data_dir)
-            return task.take(most).asked(self.choice_form)
-        except UserError as e: return str(e)
+        return {name: benchmark(self, name) for name in self.c.eval.tasks}
 
     @functools.cached_property
     def data_hash(self):
@@ -308,6 +296,28 @@ class Lab:
     def sft(self)->Checkpoint:
         "The checkpoint on which all arms stand, see `make_sft`."
         return make_sft(self)
+
+# %% ../nbs/18_lab.ipynb #labparts1
+def check_start(c:Config):
+    "One starting point, and text for it. Raises `UserError`."
+    if c.base and c.sft_checkpoint: raise UserError('base and sft_checkpoint were both given: give the one that the run starts from.')
+    if c.corpus=='target' and not (c.base or c.sft_checkpoint):
+        raise UserError('corpus target has no text to pretrain a base on: give a base, or another preset.')
+
+def form_for(lab:Lab)->str:
+    "How choice questions are asked: as configured, or as the base knows them."
+    form = lab.c.eval.choice_form
+    if form!='auto': return form
+    base = lab.sft if lab.c.sft_checkpoint else lab.base if lab.c.base else None
+    return choice_form_of(base.model) if base else 'plain'
+
+def benchmark(lab:Lab, name:str):  # a task, or the sentence why it cannot be run
+    "The test problems of a benchmark."
+    most = lab.c.n_test or lab.c.eval.max_items
+    try:
+        task = lab.problems[2] if name==lab.c.target else make_task(name, 'test', lab.c.data_dir)
+        return task.take(most).asked(lab.choice_form)
+    except UserError as e: return str(e)
 
 # %% ../nbs/18_lab.ipynb #996bb769
 def hash_of_data(lab:Lab)->str:

@@ -561,6 +561,7 @@ def table_task(tables:dict, name, split, source, where)->Task:
     check_all_solved([row for _,row in rows], False, where)
     return Task(name, 'number', [row for _,row in splits[split]], own_problem, split, source=source)
 
+# %% ../nbs/05_tasks.ipynb #747ec000
 def hub_task(dataset, columns, name, split, data_dir)->Task:
     "A task of a data set on the Hub, or in a folder of its layout. Raises `UserError`."
     config = columns.get('config', 'default')

@@ -193,6 +193,7 @@ def plan(
         around_arm=AROUND_ARM, first_use=FIRST_USE,
         memory=memory(shape, c, device, devices, P, n, S) | dict(available=facts[1]))
 
+# %% ../../nbs/tools/01_plan.ipynb #6551b000
 @dataclass(frozen=True)
 class Target:
     "What a plan needs to know of a target."
