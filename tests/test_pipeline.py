@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 import pytest, torch
 from exp2nb.lab import Lab, arm_folder, sft_folder
-from exp2nb import arms as arms_module
+from exp2nb import arms as arms_module, lab as lab_module
 from exp2nb.arms import ArmRun, refuse_twin, run_arm
 from exp2nb.fast.bench import Workload, make_groups, our_gradient
 from exp2nb.config import UserError, make_config, override, sha256_of
@@ -440,7 +440,7 @@ def test_all_is_trained_before_a_test_problem_is_answered(embedded, tmp_path, mo
     monkeypatch.setattr(run_module, 'run_notebook', run_without_notebooks)
     monkeypatch.setattr(run_module, 'verdict', lambda run_dir: dict(said='the analysis'))
     with monkeypatch.context() as m:
-        m.setattr(Lab, '_task', None)             # a benchmark that is asked for fails
+        m.setattr(lab_module, 'benchmark', None)   # a benchmark that is asked for fails
         m.setattr(arms_module, 'evaluate', None)
         for _ in range(2): said = exp2_run(replace(c, train_only=True))['said']
     folders = [arm_folder(replace(c, arm=a)) for a in TRIO]
