@@ -220,6 +220,7 @@ class RLConfig:
     rates:Rates = Rates().times(.05, .05, .05, .05)
     loss_norm:Word('step', 'problem', 'constant') = 'step'  # tokens of the step (DAPO), mean of per-problem means, or Dr. GRPO's constant
     logprob:Word('full', 'sampled') = 'full'    # log-probability under the full softmax (nanochat) or under the top-k distribution
+    update_dtype:Word('auto', 'float32', 'bfloat16') = 'auto'  # of the update's forward pass; auto: that of the rollout
     micro_tokens:Count = 65536      # tokens a forward pass of the update
     rows:Whole(1, 10**6) = 256      # rows that decode together
     preflight:Whole(0, 10**6) = 32  # prompts sampled before the first step

@@ -343,3 +343,13 @@ def test_torchrun_runs_an_arm_or_says_why_not(run1, tmp_path, slow):
     if not slow: return
     bad = torchrun(run, 'sft_plus')
     assert bad.returncode and 'no ledger to match' in bad.stderr
+
+
+# ---- the benchmark's own check of several processes ----
+
+def test_the_benchmark_s_gradient_is_the_same_in_two_processes(tmp_path):
+    from exp2nb.fast.bench import Workload, gradient_norms
+    w = Workload(depth=2, width=32, head_dim=16, vocab=64, problems=3, samples=4, prompt=8, new=6)
+    alone = gradient_norms(w)
+    assert sum(alone) > 0
+    for norms in on(2, tmp_path, gradient_norms, w): assert norms==pytest.approx(alone, rel=1e-4, abs=1e-6)

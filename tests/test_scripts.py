@@ -81,6 +81,8 @@ WRONG = [
     (['exp2.sh', '--seeds', '2', '--jobs', '2', '--match-on', 'seconds'], 'run one at a time: give --jobs 1'),
     (['spot.sh'], "name the bucket's folder"),
     (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'),
+    (['gpu_check.sh', '--parts', 'real,x'], 'there is no part x: choose from tests,real,'),
+    (['gpu_check.sh', '--limit'], '--limit wants a value'),
     (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
     (['spot.sh', '/tmp', '--preset', 'd13', '--dry-run'], "preset 'd13' is not known")]
 
@@ -234,3 +236,19 @@ def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
 def test_env_leaves_the_notebooks_pictures_alone():
     r = run('-c', '. runs/env.sh; echo "${MPLBACKEND-none}"', MPLBACKEND='')
     assert r.stdout.strip() in ('', 'none'), 'with a backend for files, papermill writes journals without curves'
+
+def test_the_gpu_check_s_plan_fits_ten_minutes_and_names_every_figure():
+    plan = run(RUNS/'gpu_check.sh', '--dry-run')
+    rows = [l.split() for l in plan.stdout.splitlines()[1:]]
+    assert plan.returncode==0 and rows[-1][1]=='done' and int(rows[-1][0]) <= 480   # 600 less what a slower card takes
+    parts = [r[1] for r in rows[:-1]]
+    assert parts==['tests', 'real', 'whole', 'fresh', 'd12', 'd26', 'processes']
+    from exp2nb.fast.whole import FIGURES
+    every = (RUNS/'gpu_check.sh').read_text(encoding='utf-8').split('--parts ')[1].split(']')[0].split(',')
+    assert {record for _,record,_ in FIGURES} <= set(every) and set(parts) <= set(every)
+    assert {record for _,record,_ in FIGURES}-set(parts)=={'trl'}   # which is installed on few machines
+
+def test_the_gpu_check_runs_every_part_that_it_names():
+    text = (RUNS/'gpu_check.sh').read_text(encoding='utf-8')
+    every = text.split('--parts ')[1].split(']')[0].split(',')
+    assert re.findall(r'(?m)^    part (\w+) ', text)==every==re.findall(r"(?m)^(?:table=')?(\w+)\|\d+\|\d+\|", text)

@@ -40,7 +40,7 @@ def wrong(module, imported)->str:
     return ''
 
 COMMANDS = {('fast.bench', 'tools.cli'), ('fast.busy', 'tools.cli'), ('fast.bench', 'bases.hub'), ('fast.bench', 'bases.nanochat'),
-            ('bases.base', 'tools.cli')}   # a room's console script
+            ('fast.bench', 'tools.plan'), ('fast.whole', 'tools.cli'), ('bases.base', 'tools.cli')}   # a room's console script
 
 def test_every_module_has_a_numbered_notebook():
     modules = {m for m in FILES if m and m not in ROOMS}
