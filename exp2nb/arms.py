@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ARMS', 'ROLLOUT', 'MAY_DIFFER', 'PROGRESS', 'LONG', 'FILES', 'Arm', 'arm', 'RLRun', 'ArmRun', 'context_of',
            'check_plan', 'check_worked', 'load_rl', 'sft_arm', 'rl_steps', 'rl_arm', 'refuse_long_prompts', 'grpo_on',
-           'more_sft', 'conversations_of', 'sft_plus_arm', 'Rendered', 'rft_arm', 'rl_random_arm', 'sft_mix_arm',
-           'positives_arm', 'OwnAnswers', 'correct_answers', 'rft_online_arm', 'InTurn', 'split_arm', 'annotated',
-           'in_other_words', 'evaluation', 'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm',
-           'train', 'train_stage', 'no_training', 'record_training', 'read_trained', 'has_ended', 'recorded_weights',
-           'try_first', 'steps_ahead', 'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm',
-           'to_score', 'refuse_twin', 'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching',
-           'summary', 'launch']
+           'more_sft', 'conversations_of', 'sft_plus_arm', 'rft_arm', 'rl_random_arm', 'sft_mix_arm', 'positives_arm',
+           'OwnAnswers', 'correct_answers', 'rft_online_arm', 'InTurn', 'split_arm', 'annotated', 'in_other_words',
+           'evaluation', 'greedy_on_dev', 'dev_look', 'determined_by', 'check_same', 'run_arm', 'train', 'train_stage',
+           'no_training', 'record_training', 'read_trained', 'has_ended', 'recorded_weights', 'try_first',
+           'steps_ahead', 'other_levels', 'no_signal_for', 'refuse_no_signal', 'finish', 'evaluate_arm', 'to_score',
+           'refuse_twin', 'progress_bar', 'dev_problems', 'distance', 'samples', 'base_flops', 'matching', 'summary',
+           'launch']
 
 # %% ../nbs/19_arms.ipynb #e81d5fd4
 import functools, time
@@ -155,15 +155,13 @@ def more_sft(
     run:ArmRun,
     conversations,  # what to train on
     settings=None,  # `SFTPlusConfig`; default: SFT+'s
-    tok=None,       # renders the conversations; default: the run's tokenizer
     paid=None,      # see `exp2nb.train.Supervised`
     clock=None      # `Budget`; default: the RL arm's
 )->Supervised:
     "A supervised stage that spends the RL arm's budget."
     c, s = run.c, settings or run.c.sft_plus
     clock = clock or run.rl.budget
-    kept = None if tok else kept_tokens(run.lab, run.tok)
-    stream = Conversations(conversations, tok or run.tok, seed_of('sft', c.seed), run.model.shape.context, kept)
+    stream = Conversations(conversations, run.tok, seed_of('sft', c.seed), run.model.shape.context, kept_tokens(run.lab, run.tok))
     return Supervised('sft', run.model, s.rates, stream, clock, run.ledger, s.batch_tokens, c.sft.micro_tokens,
                       dtype=run.lab.dtype, paid=paid)
 
@@ -175,10 +173,6 @@ def conversations_of(task)->list:
 def sft_plus_arm(run): return more_sft(run, conversations_of(run.lab.problems[0]))
 
 # %% ../nbs/19_arms.ipynb #8390f4e7
-class Rendered:
-    "A tokenizer for conversations that are token ids already."
-    def render(self, x): return x
-
 ROLLOUT = dict(problem=int, tokens=list, sampled=list, correct=bool)   # what a row of rollouts.jsonl needs
 
 @arm('rft', "supervised training on the RL arm's correct rollouts, their generation charged")
@@ -192,7 +186,7 @@ def rft_arm(run):
         prompt = prompts[r['problem']]
         distinct[r['problem'], tuple(r['tokens'])] = (prompt+r['tokens'], [0]*len(prompt)+r['sampled'])
     generation = [r for r in read_rows(folder/'ledger.jsonl') if r['stage']=='rollout'] if parallel.rank()==0 else []
-    return more_sft(run, list(distinct.values()), run.c.rft, Rendered(), paid=generation)
+    return more_sft(run, list(distinct.values()), run.c.rft, paid=generation)
 
 # %% ../nbs/19_arms.ipynb #85c52e5b
 @arm('rl_random', "GRPO with random rewards at the RL arm's rate", whole=True)
@@ -204,7 +198,7 @@ def rl_random_arm(run):
     return grpo_on(run, run.rl.budget, reward=coin)
 
 @arm('sft_mix', "more SFT on the whole SFT mixture, to the RL arm's FLOPs", worked=True)
-def sft_mix_arm(run): return more_sft(run, run.lab.mixture, run.c.sft_mix)
+def sft_mix_arm(run): return more_sft(run, run.lab.sft_reads, run.c.sft_mix)
 
 # %% ../nbs/19_arms.ipynb #ladder01
 @arm('positives', 'GRPO on the correct answers alone', whole=True)
@@ -275,7 +269,7 @@ def begin_round(self:OwnAnswers):
 @patch
 def answers_stream(self:OwnAnswers):
     conversations = [(ids, mask) for _,ids,mask in self.answers]
-    return Conversations(conversations, Rendered(), seed_of('sft', self.sampler.seed, self.begun), self.model.shape.context)
+    return Conversations(conversations, self.sampler.tok, seed_of('sft', self.sampler.seed, self.begun), self.model.shape.context)
 
 # %% ../nbs/19_arms.ipynb #ladder05
 @patch
@@ -690,7 +684,7 @@ def summary(run:ArmRun, info, scores, not_run)->dict:
     end = scores['end']
     out = dict(schema=1, arm=c.arm, task=c.target, preset=c.preset, seed=c.seed, match_on=c.match_on, budget=float(c.budget),
                sft_sha256=lab.sft.sha256, tokenizer_sha256=run.tok.hash, base_sha256=None if c.sft_checkpoint else lab.base.sha256,
-               base_flops=base_flops(c), dev_seen=bool(c.sft_checkpoint),
+               base_flops=base_flops(c), dev_seen=bool(c.sft_checkpoint), rehearsal=lab.rehearsal and lab.rehearsal.facts,
                shape=asdict(run.model.shape), parameters=sum(p.numel() for p in run.model.parameters()),
                spent=spent, scores=scores,
                chat_core=chat_core({t: s['accuracy'] for t,s in end.items()}, {t: lab.tasks[t].chance for t in end}),

@@ -6,10 +6,10 @@
 __all__ = ['KNOWN', 'Known', 'check_gsm8k', 'check_arc', 'check_mmlu', 'check_humaneval', 'how_to_get', 'local_files',
            'plain_type', 'join_pieces', 'read_folder', 'read_hub', 'check_rows', 'load_rows', 'corpus_text', 'hub_text',
            'help_pieces', 'help_text', 'mix_text', 'word_list', 'read_json_lines', 'check_conversation',
-           'load_conversations']
+           'load_conversations', 'instruction_of', 'instructions_file', 'load_instructions']
 
 # %% ../nbs/03_data.ipynb #b2e81f4d
-import json, re
+import importlib.util, json, re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
@@ -273,4 +273,40 @@ def load_conversations(path)->list:
         messages = c.get('messages') if isinstance(c, dict) else c
         if wrong := check_conversation(messages): raise UserError(f'{path}, line {i}: {wrong}.')
         out.append(dict(messages=messages))
+    return out
+
+# %% ../nbs/03_data.ipynb #e41f5568
+def instruction_of(value)->list:  # messages, the user's turn the last
+    "One line of a file of instructions. Raises `ValueError` that says what is wrong."
+    if isinstance(value, dict) and 'messages' not in value:
+        text = value.get('instruction', value.get('prompt'))
+        if not isinstance(text, str) or not text.strip(): raise ValueError('it has no text as instruction, prompt or messages')
+        more = value.get('input')
+        return [dict(role='user', content=f'{text}\n\n{more}' if isinstance(more, str) and more.strip() else text)]
+    messages = value['messages'] if isinstance(value, dict) else value
+    answer = dict(role='assistant', content='')
+    asked = isinstance(messages, list) and messages and isinstance(messages[-1], dict) and messages[-1].get('role')=='user'
+    if wrong := check_conversation([*messages, answer] if asked else messages): raise ValueError(wrong)
+    return [{k: m[k] for k in ('role', 'content')} for m in (messages if asked else messages[:-1])]
+
+def instructions_file(source:str)->Path:
+    "Where a file of instructions lies: a path, or `package:NAME/FILE` in an installed package. Raises `UserError`."
+    if not source.startswith('package:'): return Path(source).expanduser()
+    name, _, file = source.removeprefix('package:').partition('/')
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f'sft.rehearsal={source}: there is no installed package {name!r}: install it, or give a JSONL file.')
+    return Path(spec.submodule_search_locations[0])/file
+
+def load_instructions(source)->list:  # of messages
+    "The instructions of a JSONL file. Raises `UserError` naming the line that is wrong."
+    path, out = instructions_file(str(source)), []
+    try: values = read_json_lines(path)
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f'{path} cannot be read ({type(e).__name__}): sft.rehearsal must name a JSONL file in UTF-8 '
+                        'with one instruction a line.') from None
+    for i,value in values:
+        try: out.append(instruction_of(value))
+        except ValueError as e: raise UserError(f'{path}, line {i}: {e}.') from None
+    if not out: raise UserError(f'{path} is empty: sft.rehearsal must name a JSONL file with one instruction a line.')
     return out

@@ -24,7 +24,7 @@ from .store import Jsonl, read_json, read_jsonl, write_json
 COLUMNS = ('stage', 'step', 'rank', 'tokens_prompt', 'tokens_new', 'tokens_forced', 'tokens_pad',
            'flops_model', 'flops_executed', 'flops_note', 'seconds', 'device_seconds')
 BUDGET_STAGES = ('rollout', 'update', 'sft', 'optimizer')   # what an arm pays for
-STAGES = BUDGET_STAGES + ('eval', 'preflight', 'select', 'pretrain', 'pretrain_optimizer')   # the rest is recorded apart
+STAGES = BUDGET_STAGES + ('eval', 'preflight', 'select', 'pretrain', 'pretrain_optimizer', 'rehearsal')   # the rest is recorded apart
 
 # %% ../nbs/11_ledger.ipynb #3bf0253a
 def totals(

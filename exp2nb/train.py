@@ -95,7 +95,7 @@ def advance(self:Stream, k:int):
 class Conversations(Stream):
     "An endless shuffled stream of rendered conversations; each pass has its own order."
     def __init__(self,
-        items,       # anything with `len` and `[i]` that gives conversations
+        items,       # anything with `len` and `[i]` that gives conversations, or (ids, mask) of what a model has written
         tok,         # a tokenizer
         seed:int,    # seed of the order
         context:int, # longer conversations are left out, never cut; `.dropped` counts them
@@ -136,9 +136,10 @@ class Conversations(Stream):
 # %% ../nbs/14_train.ipynb #0278a14e
 @patch
 def rendered(self:Conversations, j:int)->tuple:
-    "Conversation `j` as ids and mask: from memory, from the disk, or by the tokenizer."
+    "Conversation `j` as ids and mask: as it is, if it has been tokens all along, from memory, from the disk, or by the tokenizer."
     if j in self._cache: return self._cache[j]
     conv = self.items[j]
+    if isinstance(conv, tuple): return conv
     out = self.kept.get(conv) if self.kept else None
     if out is None:
         out = self.reader.render(conv)

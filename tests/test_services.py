@@ -166,3 +166,58 @@ def test_a_base_is_loaded_by_its_name(tmp_path):
         assert r.stdout.split()==[here], r.stderr
         gone = python(imports + "try: load_base('someone/else')\nexcept ValueError as e: print(e)", server.url, tmp_path/'home')
         assert 'someone/else' in gone.stdout and gone.stdout.count('\n')==1, gone.stdout+gone.stderr
+
+# exp2.sh with a name on the Hub, on a machine without a GPU
+
+SMOLLM2 = dict(model_type='llama', architectures=['LlamaForCausalLM'], hidden_size=576, num_hidden_layers=30, num_attention_heads=9,
+               num_key_value_heads=3, intermediate_size=1536, vocab_size=49_152, max_position_embeddings=8192, tie_word_embeddings=True)
+
+def exp2(url, home, *args):
+    "runs/exp2.sh, its Hub at `url`, in the environment that is active here."
+    env = dict(os.environ, HF_ENDPOINT=url, HF_HOME=str(home), HF_HUB_DISABLE_TELEMETRY='1', EXP2_ENV='active', CUDA_VISIBLE_DEVICES='')
+    env.pop('HF_HUB_OFFLINE', None)
+    return subprocess.run(['bash', 'runs/exp2.sh', *args], cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
+
+def model_folder(folder, config):
+    "A repository with a configuration, and weights that are not to be asked for."
+    folder.mkdir()
+    (folder/'config.json').write_text(json.dumps(config))
+    (folder/'model.safetensors').write_bytes(b'not to be asked for')
+    return folder
+
+@needs('transformers')
+def test_exp2_of_a_name_shows_the_hours_on_a_cpu_and_stops(tmp_path):
+    name = 'HuggingFaceTB/SmolLM2-135M-Instruct'
+    with hub({('models', name): model_folder(tmp_path/'model', SMOLLM2)}) as server:
+        r = exp2(server.url, tmp_path/'home', '--base', name, '--run-dir', str(tmp_path/'run'))
+    assert r.returncode==2, r.stdout+r.stderr
+    assert 'open on gsm8k: 134.5 M matmul parameters' in r.stdout and 'this machine, which has no GPU' in r.stdout
+    for row in ('rehearsal', 'sft ', 'rl ', 'sft_plus', 'Memory on a device'): assert f'\n{row}' in r.stdout, row
+    assert 'hours on this CPU: start it where there is a GPU, or give --yes.' in r.stderr.strip().splitlines()[-1]
+    assert any('config.json' in line for line in server.asked) and not any('safetensors' in line for line in server.asked)
+
+@needs('transformers')
+@pytest.mark.parametrize('kind,says', [('t5', 'it has an encoder'), ('mamba', 'linear_attention'), ('mixtral', 'experts')])
+def test_exp2_refuses_a_family_before_its_weights_are_downloaded(kind, says, tmp_path):
+    with hub({('models', 'someone/other'): model_folder(tmp_path/'model', dict(model_type=kind))}) as server:
+        r = exp2(server.url, tmp_path/'home', '--base', 'someone/other', '--run-dir', str(tmp_path/'run'))
+    last = r.stderr.strip().splitlines()[-1]
+    assert r.returncode==2 and 'someone/other' in last and says in last and 'Traceback' not in r.stderr, r.stderr
+    assert any('config.json' in line for line in server.asked) and not any('safetensors' in line for line in server.asked)
+
+@needs('transformers')
+def test_exp2_of_a_name_trains_with_yes(tmp_path):
+    "The weights are downloaded, answer the instructions to rehearse, and go through SFT and RL."
+    from exp2nb.bases.hub import save_hub
+    from tiny import hub_model, hub_tokenizer, randomised
+    tok = hub_tokenizer(['Ann has 12 apples and 30 pears.']*9, 340)
+    save_hub(randomised(hub_model(vocab_size=tok.vocab_size, max_position_embeddings=1024), .05), tok, tmp_path/'tiny')
+    short = ('sft.rehearsal_new=8 rl.steps=1 rl.problems=2 rl.samples=2 rl.max_new=8 rl.preflight=0 eval.tasks=stories eval.max_new=8 '
+             'eval.n_samples=0 eval.kl_prompts=0 eval.curve=0')
+    with hub({('models', 'someone/tiny'): tmp_path/'tiny'}) as server:
+        r = exp2(server.url, tmp_path/'home', '--base', 'someone/tiny', '--task', 'stories', '--arms', 'sft,rl', '--train-only', '--yes',
+                 '--n-train', '16', '--n-test', '4', '--dev', '4', '--run-dir', str(tmp_path/'run'), '--changes', short)
+    assert r.returncode==0 and 'Trained: 2 arms.' in r.stdout, r.stdout+r.stderr
+    assert any('model.safetensors' in line for line in server.asked)
+    rehearsal, sft = (json.loads((tmp_path/'run'/of/'record.json').read_text()) for of in ('rehearsal', 'sft/seed0'))
+    assert rehearsal['answers']==8 and rehearsal['sha256']==sft['made_of']['rehearsal']

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'HINTS', 'NANOCHAT_NAMES', 'NO_HUB_FORM', 'MATCHED', 'USE', 'TRAINED', 'rebuild', 'kind_of', 'stage_of',
-           'load_base', 'as_nanochat', 'export_model', 'flops_text', 'budget_lines', 'card_scores', 'model_card',
-           'export_arm', 'exp2_export']
+           'load_base', 'BaseFacts', 'base_facts', 'as_nanochat', 'export_model', 'flops_text', 'budget_lines',
+           'card_scores', 'model_card', 'export_arm', 'exp2_export']
 
 # %% ../../nbs/bases/02_base.ipynb #39d61cc8
 import math, os, shutil
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from ..config import ModelConfig, Place, UserError, Word, check_choice
@@ -17,7 +18,7 @@ from ..model import Transformer
 from ..store import describe, fit, load_artifact, os_errors, read_json, weights_hash
 from ..tools.cli import command
 from .nanochat import NanoChat, NanoConfig, build_nanochat, find_checkpoint, load_nanochat, save_nanochat, windows_of
-from .hub import HubConfig, HubModel, HubTokenizer, load_hub, save_hub, source_of
+from .hub import HubConfig, HubModel, HubTokenizer, hub_config, load_hub, save_hub, shape_of, source_of
 
 # %% ../../nbs/bases/02_base.ipynb #c95a741f
 FAMILIES = dict(
@@ -101,6 +102,24 @@ def load_base(
         model,tok = rebuild(meta, tensors, path)
     else: model,tok,meta = (load_nanochat if kind=='nanochat' else load_hub)(path)
     return model, tok, {'train_flops':None, 'stage':stage_of(path), **meta, **describe(model, tok), 'source':str(path)}
+
+# %% ../../nbs/bases/02_base.ipynb #ca7eeb8c
+@dataclass(frozen=True)
+class BaseFacts:
+    "What can be known of a base before its weights are there."
+    family:str          # one of `FAMILIES`
+    shape:object        # its `Shape`
+    tied:bool=False     # is its head the embedding?
+
+def base_facts(
+    path       # a folder, a file, or a model's name on the Hub
+)->BaseFacts:
+    "Family and shape of a base; of an open model by its configuration alone. Raises `UserError` as `load_base` does."
+    if kind_of(path)!='hub':
+        model = load_base(path)[0]
+        return BaseFacts(model.family, model.shape)
+    config, _ = hub_config(*source_of(path), path)
+    return BaseFacts('hub', shape_of(config, path), bool(getattr(config, 'tie_word_embeddings', False)))
 
 # %% ../../nbs/bases/02_base.ipynb #e6fd7885
 NANOCHAT_NAMES = dict(q='attn.c_q', k='attn.c_k', v='attn.c_v', o='attn.c_proj', up='mlp.c_fc', down='mlp.c_proj')
@@ -221,6 +240,9 @@ def model_card(
              f"- Trained by: {how}, on {task} (arm `{name}`{', '*bool(which)}{which})",
              f"- Started from: {base or 'a base that was pretrained in the same run'}"]
     if n := arm.get('parameters'): lines.append(f'- Parameters: {n/1e6:,.1f} million')
+    if x := arm.get('rehearsal'):
+        lines.append(f"- SFT rehearsed {x['answers']:,} of the base's own answers to other instructions: {x['share']:.0%} of what it read "
+                     f"({flops_text(x['flops_model'])} to sample them, in no arm's budget)")
     if s := arm.get('sft_sha256'): lines.append(f'- SFT checkpoint, the same for every arm: SHA-256 `{s}`')
     if v := r.get('verdict'): lines += ['', '## What the comparison found', '', v['sentence']]
     lines += card_scores(arm, r.get('arms', {}).get(name, {}))

@@ -376,6 +376,11 @@ def _closing(self:HubTokenizer, core, path):
     return hit[0] if hit else self.names.get('eos_token') or ''
 
 @patch(as_prop=True)
+def chats(self:HubTokenizer)->bool:
+    "Did the model's makers say how it talks?"
+    return self.template!=PLAIN
+
+@patch(as_prop=True)
 def vocab_size(self:HubTokenizer):
     "Ids that can occur, added tokens included."
     return len(self.bytes)

@@ -17,7 +17,7 @@ import psutil, torch
 from fastcore.meta import delegates
 from .. import parallel
 from ..arms import ARMS, check_worked, launch, run_arm
-from ..lab import arm_folder, base_folder, sft_folder
+from ..lab import arm_folder, base_folder, rehearsal_folder, sft_folder
 from ..config import Config, MATCH_ON, Number, Several, TARGETS, Text, UserError, Whole, Word
 from ..config import check_choice, device_of, make_config, run_folder
 from ..sandbox.sandbox import usable_cores
@@ -103,8 +103,9 @@ def flags(given:dict)->list:
 
 # %% ../../nbs/tools/02_queue.ipynb #85ac2948
 def makes(c:Config)->list:
-    "What a run makes if it is not there yet, in this order: base, SFT checkpoint, the arm itself. Folders below the run folder."
-    shared = [] if c.sft_checkpoint else [sft_folder(c)] if c.base else [base_folder(c), sft_folder(c)]
+    "What a run makes if it is not there yet, in order: base, what it rehearses, SFT checkpoint, the arm. Folders below the run folder."
+    before = [base_folder(c)]*(not c.base) + [rehearsal_folder(c)]*bool(c.sft.rehearsal)
+    shared = [] if c.sft_checkpoint else [*before, sft_folder(c)]
     return [str(f.relative_to(run_folder(c))) for f in (*shared, arm_folder(c))]
 
 def run_data(c:Config)->dict:
@@ -152,6 +153,7 @@ def pieces(
     for c in cs:
         p = planned(c.sft_passes, c.budget)   # at its own budget and length of SFT
         if p['pretrain']['hours']: add(c, base_folder(c), p['pretrain']['hours']/(jobs if gpu else 1))   # all GPUs make it
+        if p['rehearsal']['steps']: add(c, rehearsal_folder(c), p['rehearsal']['hours'])
         if p['sft']['hours']: add(c, sft_folder(c), p['sft']['hours'])
         training = dict(sft=0., rl=p['rl']['hours']['total']).get(c.arm, p['sft_plus']['hours'])
         judging = 0. if c.train_only else p['evaluation']['reference_hours' if c.arm=='sft' else 'hours']

@@ -248,13 +248,16 @@ def one_by_one(runs, run_dir, launcher, say, passed):
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', notebook_of(run_dir, r), run_dir, r['parameters'])
 
-HOURS = 2   # that an open base may take on a CPU without a word
+HOURS = 2   # that anything but the embedded experiment may take on a CPU without a word
 
 def refuse_hours(c:Config, q:dict, say):
     "Show the plan of what would take hours on a CPU. Raises `UserError`."
-    hours = q['minutes']/60
-    if c.embedded or usual_device(c)!='cpu' or hours < HOURS: return
-    say(plan_text(plan(c)))
+    if c.embedded or device_of(c)!='cpu' or not q['minutes']: return
+    here = plan(c, device='cpu')
+    training = (here[k]['hours'] for k in ('pretrain', 'rehearsal', 'sft', 'sft_plus'))
+    hours = q['minutes']/60 if usual_device(c)=='cpu' else sum(training)+here['rl']['hours']['total']   # else `q` was planned for a GPU
+    if hours < HOURS: return
+    say(plan_text(here))
     raise UserError(f'this takes about {hours:,.0f} hours on this CPU: start it where there is a GPU, or give --yes.')
 
 def of_seed(cs:list, seed:str)->list:
