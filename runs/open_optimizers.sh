@@ -10,7 +10,7 @@ dir=out/optimizers changes='' options=()
 while [ $# -gt 0 ]; do
     case $1 in
         --small)
-            options+=(--n-train 64 --dev 8 --arms sft_plus --factors 0.25,1,4 --grow 0 --vary arm)
+            options+=(--n-train 64 --dev 8 --arms sft_plus --factors '0.25,1,4' --grow 0 --vary arm)
             changes="$changes sft.passes=0.1 sft.batch_tokens=1024 sft.micro_tokens=1024 sft.rehearsal_new=48 sft_plus.batch_tokens=1024"
             changes="$changes rl.problems=2 rl.samples=4 rl.steps=2 rl.max_new=96 rl.preflight=0 rl.micro_tokens=1024 eval.max_new=96" ;;
         --changes) changes="$changes $2"; shift ;;
