@@ -110,6 +110,7 @@ class BaseFacts:
     family:str          # one of `FAMILIES`
     shape:object        # its `Shape`
     tied:bool=False     # is its head the embedding?
+    kind:str=''         # an open model's type, such as llama
 
 def base_facts(
     path       # a folder, a file, or a model's name on the Hub
@@ -119,7 +120,7 @@ def base_facts(
         model = load_base(path)[0]
         return BaseFacts(model.family, model.shape)
     config, _ = hub_config(*source_of(path), path)
-    return BaseFacts('hub', shape_of(config, path), bool(getattr(config, 'tie_word_embeddings', False)))
+    return BaseFacts('hub', shape_of(config, path), bool(getattr(config, 'tie_word_embeddings', False)), config.model_type)
 
 # %% ../../nbs/bases/02_base.ipynb #e6fd7885
 NANOCHAT_NAMES = dict(q='attn.c_q', k='attn.c_k', v='attn.c_v', o='attn.c_proj', up='mlp.c_fc', down='mlp.c_proj')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXT', 'CHARACTERS', 'TRAIN_PROBLEMS', 'FULL_MIXTURE', 'FULL_LENGTH', 'REHEARSED', 'TESTS', 'CHOICES', 'DEVICES',
            'LAUNCHES', 'MFU', 'FIRST_USE', 'AROUND_ARM', 'SAVED_LAYER', 'SAVED_HEAD', 'measured_peak', 'device_facts',
-           'rl_step', 'by_muon', 'sft_step', 'decode_seconds', 'cache_bytes', 'memory', 'plan', 'Target',
+           'rl_step', 'by_muon', 'sft_step', 'decode_seconds', 'cache_bytes', 'layers_of', 'memory', 'plan', 'Target',
            'target_facts', 'signal_of', 'usual_device', 'why_device', 'planned_base', 'base_at', 'mixture_size',
            'rehearsal_plan', 'earlier_stages', 'rl_plan', 'together', 'sft_plus_plan', 'evaluation_plan', 'plan_text',
            'exp2_plan']
@@ -132,21 +132,27 @@ def cache_bytes(shape, size:int)->int:
     return 2*shape.layers*shape.kv_heads*shape.head_dim*size
 
 # %% ../../nbs/tools/01_plan.ipynb #a05cef93
-SAVED_LAYER = dict(cpu=48, gpu=54)   # bytes kept per token and layer, × width; gpu: bfloat16, counted with CUDA's rules for casts
+# Bytes kept per token and layer, for each ninth of the outputs of its linear layers (ours: 9 × width). On a GPU, casts to bfloat16 are kept
+SAVED_LAYER = dict(ours=dict(cpu=48, gpu=54), hub=dict(cpu=78, gpu=66), gemma=dict(cpu=151, gpu=147))
 SAVED_HEAD = 3                       # numbers kept where logits are taken, × vocabulary, gradient included
 
 # %% ../../nbs/tools/01_plan.ipynb #1abdc2cc
+def layers_of(base)->str:
+    "Whose layers a base has: a key of `SAVED_LAYER`."
+    if base.family!='hub': return 'ours'
+    return 'gemma' if base.kind.startswith('gemma') else 'hub'
+
 def memory(
-    shape,
+    base,          # `BaseFacts`
     c,             # configuration
     device:str,    # cpu or a GPU
     devices:int,
-    prompt:int, new:int, samples:int,
-    tied:bool=False  # is the head the embedding? Then it is there once
+    prompt:int, new:int, samples:int
 )->dict:           # bytes on one device
     "Bytes that one device needs: an estimate, the allocator's waste not included. The decode cache is gone before the gradient step."
     gpu = device!='cpu'
-    embedding = 0 if tied else shape.n_head
+    shape, kept = base.shape, SAVED_LAYER[layers_of(base)]['gpu' if gpu else 'cpu']
+    embedding = 0 if base.tied else shape.n_head   # a head that is the embedding is there once
     all_rows = -(-c.rl.problems*samples//devices)
     rows = min(c.rl.rows, all_rows)
     tokens = min(c.rl.micro_tokens, all_rows*(prompt+new))
@@ -158,7 +164,7 @@ def memory(
         gradients=(shape.n+embedding)*4,
         optimizer=shape.n_body*(4 if c.sft.rates.optimizer=='muon' else 8) + (shape.n_head+embedding)*8,
         kv_cache=int(cached*cache_bytes(shape, 2 if gpu else 4)),
-        activations=int(tokens*sum(o for o,_ in shape.matrices)/9*SAVED_LAYER['gpu' if gpu else 'cpu']),   # our layers' outputs: 9 × width
+        activations=int(tokens*sum(o for o,_ in shape.matrices)/9*kept),
         logits=heads*SAVED_HEAD*4)
     if not gpu: out['frozen'] = shape.n*4   # the weights as a rollout lays them out, see `fast_linears`
     return out | dict(total=sum(out.values())-min(out['kv_cache']+out.get('frozen', 0), out['activations']+out['logits']))
@@ -199,7 +205,7 @@ def plan(
         parameters=shape.n,
         **before, rl=rl, sft_plus=more, evaluation=evaluation_plan(shape, c, target.test, P, n, facts, devices, mfu, hours),
         around_arm=AROUND_ARM, first_use=FIRST_USE,
-        memory=memory(shape, c, device, devices, P, n, S, base.tied) | dict(available=facts[1]))
+        memory=memory(base, c, device, devices, P, n, S) | dict(available=facts[1]))
 
 # %% ../../nbs/tools/01_plan.ipynb #6551b000
 @dataclass(frozen=True)
@@ -269,7 +275,7 @@ def rehearsal_plan(shape, c, problems, facts, devices, mfu)->dict:
 # %% ../../nbs/tools/01_plan.ipynb #cb9af409
 def earlier_stages(shape, c, problems, conversation, hours):
     "Pretraining and SFT: tokens, steps, FLOPs and hours; nothing for what was done before it came here."
-    done = ('pretrain', 'sft') if c.sft_checkpoint else ('pretrain',) if c.base else ()
+    done = ('pretrain',)*(c.base!='' or c.corpus=='target') + ('pretrain', 'sft')*(c.sft_checkpoint!='')
     read = mixture_size(c, problems)
     mixture = read*(FULL_LENGTH if c.corpus=='full' else conversation) + rehearsed(c, read)*sum(REHEARSED)   # tokens
     stages = dict(

@@ -29,7 +29,7 @@ def config(run_dir, given, changes=(), **kw):
     small = dict(task='stories', n_train=16, n_test=4, dev=4)
     return override(make_config('open', run_dir=str(run_dir), base=given, **small | kw), SHORT | dict(changes))
 
-def rehearse(c): return rehearse(c)
+def rehearse(c): return Lab(c, progress=False).rehearsal
 
 def answers(c): return read_jsonl(rehearsal_folder(c)/'answers.jsonl', ANSWER)
 
@@ -69,7 +69,8 @@ def test_greedy_answers_are_those_of_the_engine(given, tmp_path):
     "What is kept is prompt and answer as tokens, the answer's alone with a loss."
     c = config(tmp_path, given, {'sft.rehearsal_temperature': 0})
     lab = Lab(c, progress=False)
-    for r,(ids,mask) in zip(answers(c), lab.rehearsal.answers, strict=True):
+    kept = lab.rehearsal.answers
+    for r,(ids,mask) in zip(answers(c), kept, strict=True):
         prompt = lab.base.tok.render_prompt(dict(messages=r['messages']))
         assert ids==prompt+r['tokens'] and mask==[0]*len(prompt)+[1]*len(r['tokens'])
         own, _ = lab_module.generate(lab.base.model, lab.base.tok, [prompt], max_new=8, temperature=0., calculator=False)
