@@ -205,7 +205,12 @@ class SFTConfig:
     target_copies:Whole(0, 1000) = 2         # the target's problems appear this often in the mixture
     spelling:Number(0, 1000) = 0.25          # spelling conversations per target conversation (embedded mixture)
     choices:Number(0, 1000) = 0.5            # four-choice conversations per target conversation (embedded mixture)
-    identity:Place = ''           # JSONL file of more conversations, such as who the model is, or to rehearse (not in the embedded mixture)
+    identity:Place = ''           # JSONL file of more conversations, such as who the model is (not in the embedded mixture)
+    rehearsal:Place = ''          # instructions that the base answers itself: everyday, a JSONL file or package:NAME/FILE; '': none
+    rehearsal_rows:Count = 1024   # at most so many instructions
+    rehearsal_share:Number(0, .9, above=True) = .2  # share of the mixture's conversations that are rehearsed
+    rehearsal_new:Whole(1, 10**6) = 256             # longest of the base's answers, in tokens
+    rehearsal_temperature:Number(0, 100) = 1.       # at which the base answers; 0: greedily
 
 # %% ../nbs/00_config.ipynb #7c58a2a9
 @dataclass(frozen=True)
@@ -354,8 +359,8 @@ _gentle = Rates(5e-5, 5e-5, 5e-5, 5e-5, optimizer='adamw', width=768)
 _open = dict(
     task='gsm8k', corpus='target',
     model=ModelConfig(12),   # the base's own takes its place
-    sft=SFTConfig(batch_tokens=32768, micro_tokens=4096, rates=_gentle),
-    **_rl(rates=_gentle.times(.1, .1, .1, .1), micro_tokens=4096),
+    sft=SFTConfig(batch_tokens=32768, micro_tokens=3072, rates=_gentle, rehearsal='everyday'),   # 0.5 B parameters in 24 GB
+    **_rl(rates=_gentle.times(.1, .1, .1, .1), micro_tokens=3072),
     **_more_sft(32768, _gentle.times(.5, .5, .5, .5)),
     eval=EvalConfig(n_samples=4))
 

@@ -100,7 +100,8 @@ def show_transcripts(
 # %% ../../nbs/tools/08_show.ipynb #81989c07
 STAGE_NAMES = dict(
     rollout='generation', update='policy gradient', optimizer='optimizer', sft='supervised steps', pretrain='pretraining',
-    pretrain_optimizer='its optimizer', select='dev evaluations', eval='evaluation', preflight='pre-flight')
+    pretrain_optimizer='its optimizer', select='dev evaluations', eval='evaluation', preflight='pre-flight',
+    rehearsal="the base's answers")
 
 def budget_table(folder)->pd.DataFrame:
     "FLOPs by stage on each basis, and seconds; what the budget counts first, then what is recorded apart."
