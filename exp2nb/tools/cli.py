@@ -18,6 +18,7 @@ from fastcore.docments import docments
 import exp2nb
 from ..config import PRESETS, USUAL, Config, Flag, Number, Several, Text, UserError, Whole, Word
 from ..config import check_choice, device_of, make_config, override, run_folder
+from ..store import Interrupted
 
 # %% ../../nbs/tools/00_cli.ipynb #f226ba74
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def run_command(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)   # else Python complains once more at its end
         return 141
-    except (UserError, OSError, MemoryError, KeyboardInterrupt, Stopped) as e: return explain(e)
+    except (UserError, OSError, MemoryError, KeyboardInterrupt, Stopped, Interrupted) as e: return explain(e)
 
 def collected(f, given)->dict:
     "The options of a run, where `f` takes them, as its configuration."
@@ -273,7 +274,7 @@ def explain(e)->int:
         number = e.args[0] if isinstance(e, Stopped) else signal.SIGINT
         say_error(f'stopped by {signal.Signals(number).name}: the same command goes on from what is saved.')
         return 128+number
-    if isinstance(e, UserError): say_error(e)
+    if isinstance(e, (UserError, Interrupted)): say_error(e)
     elif isinstance(e, OSError): say_error(os_sentence(e))
     else: say_error('there is no memory left: lower rl.micro_tokens and sft.micro_tokens, or use a larger machine.')
-    return 2
+    return e.code if isinstance(e, Interrupted) else 2
