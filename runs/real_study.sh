@@ -89,7 +89,7 @@ PY
 for part in ${parts//,/ }; do
     case $part in
         speed) if [ -n "$dry" ]; then echo "would run: exp2_bench --preset smollm2-135m"; else speed; fi ;;
-        tune) tuned=(exp2_tune "${of_study[@]}" --arms rl,sft_plus,rft --factors 0.5,1,2,4,8 --grow 0 --tuning-seeds "$seed"
+        tune) tuned=(exp2_tune "${of_study[@]}" --arms "rl,sft_plus,rft" --factors "0.5,1,2,4,8" --grow 0 --tuning-seeds "$seed"
                      --changes "rl.steps=$((steps/4))${changes:+ $changes}")
               if [ -n "$dry" ]; then echo "would run: ${tuned[*]}"; else within "${tuned[@]}"; fi ;;
         train|run)
