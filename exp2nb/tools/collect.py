@@ -120,7 +120,7 @@ def open_piece(
     try:
         with tarfile.open(source, 'r:xz') as tar: extract(tar, source, into)
     except tarfile.FilterError as e: raise UserError(f'{source} would write outside its folder ({e}): do not use it.') from None
-    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError): raise odd from None
+    except (tarfile.TarError, lzma.LZMAError, EOFError): raise odd from None
     if not (into/'piece.json').exists(): raise odd
     files = read_json(into/'piece.json', dict(schema=int, files=dict))['files']
     found = {p.relative_to(into).as_posix() for p in into.rglob('*') if p.is_file()} - {'piece.json'}
