@@ -1,6 +1,6 @@
 """The second scorer is lm-evaluation-harness's: on drawn texts it says what that package's own filters say, where it is installed.
 
-    pip install --no-deps lm_eval     (its filters need nothing else; its metric is read from its source)"""
+    pip install --no-deps lm_eval && pip install sacrebleu     (validated with lm_eval 0.4.13)"""
 import re
 from random import Random
 import pytest
@@ -22,6 +22,16 @@ def test_the_rules_are_those_of_the_package():
     for f,pattern,which in zip(filters, (STRICT, FLEXIBLE), (0, -1)):
         theirs = f.apply([[t] for t in said], [{}]*len(said))
         assert [t[0] for t in theirs]==[extract(pattern, t, which) for t in said]
+
+def test_the_comparison_is_that_of_the_package():
+    why = 'lm_eval, or sacrebleu, which its metrics import, is not installed'
+    metrics = pytest.importorskip('lm_eval.api.metrics', reason=why, exc_type=ImportError)
+    how = dict(regexes_to_ignore=list(IGNORED), ignore_case=True, ignore_punctuation=False)
+    for reference in REFERENCES:
+        for t in texts(300):
+            for key,pattern,which in (('strict', STRICT, 0), ('flexible', FLEXIBLE, -1)):
+                theirs = metrics.exact_match_hf_evaluate([extract(pattern, t, which)], [reference], **how)['exact_match']
+                assert bool(theirs)==harness(t, reference)[key], (t, reference)
 
 def test_the_task_is_configured_as_we_say():
     lm_eval = pytest.importorskip('lm_eval', reason='lm_eval is not installed: pip install --no-deps lm_eval')
