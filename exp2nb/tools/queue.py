@@ -21,9 +21,8 @@ from ..lab import arm_folder, base_folder, rehearsal_folder, sft_folder
 from ..config import Config, MATCH_ON, Number, Several, TARGETS, Text, UserError, Whole, Word
 from ..config import check_choice, device_of, make_config, run_folder
 from ..sandbox.sandbox import usable_cores
-from ..store import Interrupted
 from ..tasks import make_task
-from .cli import command, run_options, say_error
+from .cli import command, run_options
 from .plan import plan
 
 # %% ../../nbs/tools/02_queue.ipynb #944e8b15
@@ -290,10 +289,7 @@ def exp2_arm(
     processes:Whole(0, 10_000)=0   # on this machine; 0: one per GPU, or one. Under torchrun it has no effect
 ):
     "Run one arm from wherever it stands to its end. Exit code 143: it was asked to stop, has saved, and can go on."
-    try: r = one_of_many(c) if 'TORCHELASTIC_RUN_ID' in os.environ else launch(c, processes)
-    except Interrupted as e:
-        say_error(e)
-        sys.exit(130 if str(e).startswith('SIGINT') else 143)
+    r = one_of_many(c) if 'TORCHELASTIC_RUN_ID' in os.environ else launch(c, processes)
     return r if os.environ.get('RANK', '0')=='0' else None
 
 def one_of_many(c:Config)->dict:  # arm.json

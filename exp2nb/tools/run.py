@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['HOURS', 'start_notebook', 'notebook_error', 'family', 'stop_children', 'wait_for', 'failure', 'end_with',
            'run_notebook', 'run_launched', 'notebook_of', 'places', 'gpu_names', 'stands', 'Lines', 'SideBySide',
-           'one_by_one', 'refuse_hours', 'of_seed', 'write_plan', 'exp2_run', 'has_verdict', 'no_report',
-           'trained_text', 'announcement', 'at_once', 'reach', 'verdict', 'dry_text']
+           'one_by_one', 'in_this_process', 'refuse_hours', 'of_seed', 'write_plan', 'exp2_run', 'has_verdict',
+           'no_report', 'trained_text', 'announcement', 'at_once', 'reach', 'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
-import base64, json, math, os, shlex, signal, subprocess, sys, time
+import base64, gc, json, math, os, shlex, signal, subprocess, sys, time
 from pathlib import Path
 import psutil, torch
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from tqdm import tqdm
+from ..arms import launch
 from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
 from ..lab import arm_folder, threads_of
 from ..stats import fewest_seeds
@@ -248,6 +249,14 @@ def one_by_one(runs, run_dir, launcher, say, passed):
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', notebook_of(run_dir, r), run_dir, r['parameters'])
 
+def in_this_process(cs, say, passed):
+    "The runs of a queue, one after the other, without notebooks: what one of them has loaded and compiled need not be loaded again."
+    for c in cs:
+        say(f"{passed()} {run_data(c)['name']}")
+        launch(c)
+        gc.collect()
+        if device_of(c)=='cuda': torch.cuda.empty_cache()
+
 HOURS = 2   # that anything but the embedded experiment may take on a CPU without a word
 
 def refuse_hours(c:Config, q:dict, say):
@@ -284,6 +293,7 @@ def exp2_run(
     jobs:Jobs=0,           # how many runs go at the same time; 0: with several seeds as many as cores, memory or GPUs allow
     only_seed:Text(pattern=r'\d{1,5}', says='a seed')='',   # run this one of the seeds, as a task of a job array; the last task reports
     dry_run:Flag()=False,  # say what would run and what it costs; DEVICE=a100 DEVICES=8 plan for other devices
+    no_notebooks:Flag()=False,   # run the arms in this process, one after the other, without an executed notebook of each
     yes:Flag()=False,      # start what takes hours on a CPU without asking
     launcher:Text()='',    # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
     say=print,
@@ -294,7 +304,9 @@ def exp2_run(
     cs = of_seed(whole, only_seed)
     seeds = len({x.seed for x in whole})
     if launcher and jobs > 1: raise UserError(f'a launcher starts each arm on all it was given: leave out --jobs {jobs}, or --launcher.')
-    q = queue_data(cs, 1 if launcher else jobs)
+    if no_notebooks and (launcher or jobs > 1):
+        raise UserError('--no-notebooks runs one arm at a time here: leave out --jobs and --launcher.')
+    q = queue_data(cs, 1 if launcher or no_notebooks else jobs)
     if dry_run: return dict(said=dry_text(cs, launcher, q), **q)
     if not yes and not launcher: refuse_hours(c, q, say)
     began = time.monotonic()
@@ -305,7 +317,8 @@ def exp2_run(
     if has_verdict(whole) and not only_seed: say(reach(c, seeds, cs[0].vary))
     say(f'From another shell, exp2_status {run_dir} says how far it has come.')
     passed = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
-    if q['jobs'] > 1: SideBySide(q, run_dir, gpu_names() if device_of(c)=='cuda' else [], say, passed).go()
+    if no_notebooks: in_this_process(cs, say, passed)
+    elif q['jobs'] > 1: SideBySide(q, run_dir, gpu_names() if device_of(c)=='cuda' else [], say, passed).go()
     else: one_by_one(q['runs'], run_dir, launcher, say, passed)
     if why := no_report(c, cs, whole): return dict(run_dir=str(run_dir), said=why)
     say(f'{passed()} analysis')
