@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tiny import hub_model
 from exp2nb import engine
 from exp2nb.fast.bench import plain_rows
 from exp2nb.config import ModelConfig
@@ -103,16 +104,23 @@ def test_the_pretence_can_fail():
         with pytest.raises(RuntimeError, match='two devices|same device'): x+torch.ones(3)
         with pytest.raises(RuntimeError): torch.ones(2, 3, device='cuda', dtype=torch.bfloat16)@torch.ones(3, 2, device='cuda')
         with torch.autocast('cuda', torch.bfloat16): assert (x[None]@x[:,None]).dtype==torch.bfloat16
+        with pytest.raises(RuntimeError): bool((x > 0).all())   # a number that the CPU would have to wait for
+
+
+def pick_at_random(monkeypatch)->list:
+    "The engine's `pick` runs on fake logits, and random tokens go on; what it gave and was given is noted."
+    real, picked = engine.pick, []
+    def pick(logits, u, **how):
+        picked.append((*real(logits, u, **how), logits))
+        return torch.randint(0, 500, (len(logits),)), torch.zeros(len(logits))
+    monkeypatch.setattr(engine, 'pick', pick)
+    return picked
 
 
 @DTYPES
 @CASES
 def test_rollout(monkeypatch, dtype, kw):
-    real, picked = engine.pick, []
-    def pick(logits, u, **how):
-        picked.append((*real(logits, u, **how), logits))
-        return torch.randint(0, 500, (len(logits),)), torch.zeros(len(logits))   # numbers to go on with
-    monkeypatch.setattr(engine, 'pick', pick)
+    picked = pick_at_random(monkeypatch)
     with pretending():
         prompts = [list(range(1, 1+n)) for n in (9, 3, 40)]
         samples, cost = generate(on_gpu(**kw), None, prompts, n=5, max_new=18, rows=7, dtype=dtype)
@@ -144,3 +152,25 @@ def test_losses(dtype, kw):
 def test_plain_way(dtype):
     with pretending(), torch.autocast('cuda', dtype, enabled=dtype!=torch.float32):
         assert plain_rows(on_gpu(), list(range(9)), 8, 6).shape==(8, 6)
+
+
+def open_on_gpu(kind):
+    "A small open model whose parameters and buffers are fake tensors on `cuda`."
+    model = hub_model(kind, vocab_size=500, **dict(sliding_window=9) if kind.startswith('gemma') else {})
+    tied = model.tied
+    for m in model.modules():
+        for n,p in list(m.named_parameters(recurse=False)): setattr(m, n, torch.nn.Parameter(torch.empty(p.shape, device='cuda')))
+        for n,b in list(m.named_buffers(recurse=False)): m.register_buffer(n, torch.empty(b.shape, dtype=b.dtype, device='cuda'), persistent=False)
+    assert model.tied==tied
+    return model
+
+
+@pytest.mark.parametrize('kind', ['llama', 'qwen3', 'gemma2', 'gemma3_text', 'olmo2', 'phi3', 'granite'])
+def test_open_models(monkeypatch, kind, dtype=torch.bfloat16):
+    "The library's layers among our tensors: nothing of theirs waits for a number, which a recorded step could not hold."
+    pick_at_random(monkeypatch)
+    with pretending(), torch.no_grad():
+        model = open_on_gpu(kind)
+        samples, _ = generate(model, None, [[1,2,3], [4]*12], n=3, max_new=12, rows=4, dtype=dtype)
+        loss,lp,_ = policy_loss(model, groups(), dtype=dtype)
+    assert all(len(s.tokens)==12 for s in samples) and loss.device.type==lp.device.type=='cuda' and lp.dtype==torch.float32

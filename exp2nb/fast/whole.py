@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 from random import Random
 from statistics import median
-from ..config import PRESETS, Cap, Place, Rates, RLConfig, Text, Whole, Word, git_revision
+from ..config import PRESETS, Cap, Place, Rates, RLConfig, Several, Text, Whole, Word, git_revision
 from ..engine import Row, generate
 from ..evaluate import answer_choices
 from .bench import OPEN, SIGNAL, DrawnRow, Workload, check_device, check_outputs, fitting, machine, now, workload_of
@@ -159,7 +159,7 @@ def whole(w:Workload, steps:int=3, sft_tokens:int=32768, evaluation:int=10**6, e
     model.zero_grad()
     taken = {}
     for rows in eval_rows if evaluation else ():
-        evaluation_seconds(w, model, text, min(evaluation, 8), rows)   # compiles and records
+        evaluation_seconds(w, model, text, min(evaluation, 8), rows)   # compiles; its recordings are of another size, as in a run
         taken[str(rows)] = evaluation_seconds(w, model, text, evaluation, rows)
         log(f'evaluation, {rows} rows together: {sum(taken[str(rows)].values()):.1f} s')
     return dict(schema=1, date=time.strftime('%Y-%m-%d %H:%M'), revision=git_revision(), machine=machine(w.device), workload=asdict(w),
@@ -181,7 +181,7 @@ def exp2_whole(
     steps:Whole(1, 1000)=3,             # steps that are timed, after two that are not
     sft_tokens:Whole(64, 10**7)=32768,  # tokens of a supervised step
     evaluation:Cap=10_000,              # problems of each set, at most; 0: no evaluation
-    eval_rows:Whole(1, 10**6)=256,      # rows that decode together in an evaluation
+    eval_rows:Several(Whole(1, 10**6))=(256,),   # rows that decode together in an evaluation; each number is timed
     out:Place='',           # write the record as JSON to this file
     say=print
 ):
@@ -191,7 +191,7 @@ def exp2_whole(
     sizes = dict(problems=problems, samples=samples, prompt=prompt, new=new, depth=depth, micro_tokens=micro_tokens, lengths=lengths)
     dtype = dtype or ('float32' if device=='cpu' else 'bfloat16')
     w = workload_of(preset, **{k:v for k,v in sizes.items() if v}, device=device, dtype=dtype)
-    with fitting(): got = whole(w, steps, sft_tokens, evaluation, (eval_rows,), say)
+    with fitting(): got = whole(w, steps, sft_tokens, evaluation, eval_rows, say)
     if out: Path(out).write_text(json.dumps(got, indent=1)+'\n', encoding='utf-8')
     return got
 
