@@ -157,11 +157,10 @@ def test_plain_way(dtype):
 def open_on_gpu(kind):
     "A small open model whose parameters and buffers are fake tensors on `cuda`."
     model = hub_model(kind, vocab_size=500, **dict(sliding_window=9) if kind.startswith('gemma') else {})
-    tied = model.tied
+    fake = lambda x: torch.empty(x.shape, dtype=x.dtype, device='cuda')
     for m in model.modules():
-        for n,p in list(m.named_parameters(recurse=False)): setattr(m, n, torch.nn.Parameter(torch.empty(p.shape, device='cuda')))
-        for n,b in list(m.named_buffers(recurse=False)): m.register_buffer(n, torch.empty(b.shape, dtype=b.dtype, device='cuda'), persistent=False)
-    assert model.tied==tied
+        for n,p in list(m.named_parameters(recurse=False)): setattr(m, n, torch.nn.Parameter(fake(p)))
+        for n,b in list(m.named_buffers(recurse=False)): m.register_buffer(n, fake(b), persistent=False)
     return model
 
 

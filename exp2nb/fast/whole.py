@@ -226,10 +226,12 @@ def found_at(record:dict, path:str):
 def gathered(folder)->str:
     "The figures of all records in a folder, each with what it was measured on."
     records = {p.stem: json.loads(p.read_text(encoding='utf-8')) for p in sorted(Path(folder).glob('*.json'))}
-    out = []
+    gpus = [r['machine']['gpu'] for r in records.values()]
+    out = [] if any(gpus) else ['Without a GPU, every part ran in miniature: that it runs is shown here, and no speed.']
     for what,name,path in FIGURES:
         x = found_at(records.get(name), path)
-        out.append(f'{what:<56}' + ('not measured' if x is None else f'{x:>12,.3f}' if x < 1000 else f'{x:>12,.0f}') + f'   {name}')
+        shown = 'not measured' if x is None else f'{x:.1e}' if 0 < x < .001 else f'{x:,.3f}' if x < 1000 else f'{x:,.0f}'
+        out.append(f'{what:<56}{shown:>12}   {name}')
     for name,r in records.items():
         where, revision = r['machine']['gpu'] or r['machine']['cpu'], (r['revision'] or 'unknown')[:7]
         out.append(f"{name}: {where}, revision {revision}, {r['date']}")
