@@ -474,15 +474,15 @@ def answer_all(lab:Lab, folder, asked:list)->dict:   # facts for the record
     model, tok, ledger = base.copy(lab.device), base.tok, ledger_in(lab, folder, base.model)
     answers, metrics = (Jsonl(folder/f'{name}.jsonl') if main else None for name in ('answers', 'metrics'))
     done, n = steps_done(lab, (answers, ledger, metrics)), -(-len(asked)//TOGETHER)
-    bar = ProgressLine(total=n, initial=done, desc='rehearsal', disable=not lab.progress)
+    bar = ProgressLine(total=len(asked), initial=done*TOGETHER, desc='rehearsal', disable=not lab.progress)
     with Interrupt() as stop:
         for step in range(done, n):
             began, numbers = time.perf_counter(), range(step*TOGETHER, min(len(asked), (step+1)*TOGETHER))
-            with ledger.timed('rehearsal', step) as cost: rows = answer_some(lab, model, tok, asked, numbers, cost)
+            answered = lambda k, _, first=numbers.start: bar.update(first+k*parallel.world()-bar.n)
+            with ledger.timed('rehearsal', step) as cost: rows = answer_some(lab, model, tok, asked, numbers, cost, answered)
             collect(ledger)
             for r in rows if main else (): answers.append(r)
             if main: metrics.append(dict(stage='rehearsal', step=step, fraction=(step+1)/n, seconds=time.perf_counter()-began))
-            bar.update()
             if asked_to := parallel.from_main(stop.requested):
                 raise Interrupted(f'{asked_to}: stopped after step {step} of {folder}; the same command goes on from there.')
     bar.close()
@@ -493,13 +493,14 @@ def answer_some(
     lab:Lab, model, tok,
     asked:list,     # messages, all of them
     numbers,        # which of them
-    cost:dict       # takes this process's columns of the ledger
+    cost:dict,      # takes this process's columns of the ledger
+    progress        # function of (rows answered, rows)
 )->list:            # rows of answers.jsonl
     "Answers to some instructions. A random stream belongs to an instruction's number, so steps and processes change nothing."
     s, mine = lab.c.sft, parallel.share(numbers)
     prompts = [tok.render_prompt(dict(messages=asked[i])) for i in mine]
     got, ran = generate(model, tok, prompts, max_new=s.rehearsal_new, temperature=s.rehearsal_temperature, top_k=0, seed='rehearsal',
-                        keys=mine, calculator=False, dtype=lab.dtype)
+                        keys=mine, calculator=False, dtype=lab.dtype, progress=progress)
     cost.update(ran.columns(model.shape))
     rows = [dict(number=i, messages=asked[i], prompt=p, tokens=a.tokens, stopped=a.stopped, text=tok.decode(a.tokens))
             for i,p,a in zip(mine, prompts, got, strict=True)]

@@ -262,7 +262,7 @@ HOURS = 2   # that anything but the embedded experiment may take on a CPU withou
 def refuse_hours(c:Config, q:dict, say):
     "Show the plan of what would take hours on a CPU. Raises `UserError`."
     if c.embedded or device_of(c)!='cpu' or not q['minutes']: return
-    here = plan(c, device='cpu')
+    here = plan(c, device='' if usual_device(c)=='cpu' else 'cpu')
     training = (here[k]['hours'] for k in ('pretrain', 'rehearsal', 'sft', 'sft_plus'))
     hours = q['minutes']/60 if usual_device(c)=='cpu' else sum(training)+here['rl']['hours']['total']   # else `q` was planned for a GPU
     if hours < HOURS: return
