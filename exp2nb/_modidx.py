@@ -1527,6 +1527,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'exp2nb.tools.collect.seed_of_unit': ('tools/collect.html#seed_of_unit', 'exp2nb/tools/collect.py'),
                                       'exp2nb.tools.collect.settings_of': ('tools/collect.html#settings_of', 'exp2nb/tools/collect.py'),
                                       'exp2nb.tools.collect.shown': ('tools/collect.html#shown', 'exp2nb/tools/collect.py'),
+                                      'exp2nb.tools.collect.stands_on': ('tools/collect.html#stands_on', 'exp2nb/tools/collect.py'),
                                       'exp2nb.tools.collect.units_in': ('tools/collect.html#units_in', 'exp2nb/tools/collect.py'),
                                       'exp2nb.tools.collect.units_of_seed': ('tools/collect.html#units_of_seed', 'exp2nb/tools/collect.py'),
                                       'exp2nb.tools.collect.write_piece': ('tools/collect.html#write_piece', 'exp2nb/tools/collect.py')},
