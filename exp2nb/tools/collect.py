@@ -24,10 +24,11 @@ from .tune import tried
 ENDS = ('arm.json', 'trained.json', 'record.json', 'trial.json')   # what says that a unit has ended: arm, arm not evaluated, stage, trial
 
 def units_in(run_dir)->list:   # folders below it, as text
-    "The finished parts of a run folder."
+    "The finished parts of a run folder. Raises `UserError` for a folder that is such a part itself."
     run_dir = Path(run_dir)
     found = {p.parent.relative_to(run_dir).as_posix() for end in ENDS for p in run_dir.rglob(end)}
-    return sorted(u for u in found if 'checkpoints' not in Path(u).parts)
+    if '.' in found: raise UserError(f'{run_dir} is a single part of a run: name the run folder above it.')
+    return sorted(u for u in found if not any(part[0]=='.' for part in Path(u).parts))   # such as what an interruption left
 
 def files_of(folder)->list:    # names
     "What a piece holds of a unit."
