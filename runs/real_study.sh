@@ -70,7 +70,7 @@ import json, sys
 p = json.load(sys.stdin)
 more, e, m = p["sft_plus"], p["evaluation"], p["memory"]
 executed = more["hours"]*more["would_buy"]["executed"]["steps"]/more["steps"]
-minutes = {"SFT": p["sft"]["hours"], "RL": p["rl"]["hours"]["total"], "SFT+": more["hours"], "SFT+ on executed": executed, "RFT": more["hours"],
+minutes = {"SFT": p["rehearsal"]["hours"] + p["sft"]["hours"], "RL": p["rl"]["hours"]["total"], "SFT+": more["hours"], "SFT+ on executed": executed, "RFT": more["hours"],
            "evaluation": e["reference_hours"] + 4*e["hours"], "compiling and loading": (p["first_use"] + 5*p["around_arm"])/3600}
 print("a seed, in minutes: " + ", ".join("%s %.1f" % (k, 60*h) for k,h in minutes.items()) + "; all: %.0f" % (60*sum(minutes.values())))
 print("memory: %.0f of %.0f GB" % (m["total"]/1e9, m["available"]/1e9))'

@@ -92,7 +92,10 @@ def test_the_plan_s_commands_are_the_ones_that_exist(tmp_path):
     from exp2nb.tools.queue import queue
     from exp2nb.tools.run import exp2_run
     from exp2nb.tools.tune import exp2_tune
-    fill = lambda word: {'N': '112', 'S': '4', 'RATES': 'rl.rates.matrix=1e-05', 'rl.steps=N/4': 'rl.steps=28'}.get(word, word)
+    gpu = 'sft.micro_tokens=32768 rl.micro_tokens=32768'
+    assert gpu in PLAN
+    stands_for = {'N': '112', 'S': '4', 'GPU': gpu, 'GPU RATES': f'{gpu} rl.rates.matrix=1e-05', 'rl.steps=N/4 GPU': f'rl.steps=28 {gpu}'}
+    fill = lambda word: stands_for.get(word, word)
     env, own = stand_ins(tmp_path), []
     for words in plan_commands():
         words = [fill(w) for w in words]
