@@ -86,7 +86,7 @@ def test_the_plans_commands_are_the_ones_that_exist():
             assert all(c.train_only and c.vary=='sft' and c.rft.rates.matrix==.04 for c in runs)
             assert given['jobs']==1 or all(c.match_on!='seconds' for c in runs)
             found += [str(arm_folder(c).relative_to('out')) for c in runs]
-    assert len(found)==len(set(found)) and len(tuned)==1
+    assert len(found)==len(set(found))
     seeds = {}
     for f in (f for f in found if f.startswith('study/') and '-1.0/' in f and f.count('/')==3):
         _, arm, basis, seed = f.split('/')
@@ -95,8 +95,10 @@ def test_the_plans_commands_are_the_ones_that_exist():
     ten = {f'{a}/model' for a in names} | {'sft_plus/executed'}
     assert set(seeds)-ten=={f'{a}/model' for a in ARMS}-ten
     assert all(of==list(range(10 if name in ten else 3)) for name,of in seeds.items())
-    assert not set(tuned[0]['tuning_seeds']) & set(range(10))
-    assert set(tuned[0]['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix', 'rft_online', 'positives'}
+    assert [t['tuning_seeds'] for t in tuned]==[(1000,), (1001,), (1000, 1001)] and [t['grow'] for t in tuned]==[0, 0, 3]
+    for t in tuned:
+        assert set(t['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix', 'rft_online', 'positives'}
+        assert (t['factors'], t['vary'])==((.5, 1., 2., 4.), 'sft')
 
 # Links
 
