@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from . import parallel
 from .config import Config, UserError, check_choice, device_of, git_revision, seed_of, sha256_of, versions
 from .engine import generate
-from .evaluate import Answers, Evaluation, chat_core, evaluate, fit_prompts, generated_answers, kl_to, score_rows
+from .evaluate import Answers, Evaluation, chat_core, departure, evaluate, fit_prompts, generated_answers, score_rows
 from .grpo import GRPO, preflight, summary as summarise_groups
 from .lab import (Lab, alone, arm_folder, base_folder, begun_threads, code_of, kept_tokens, ledger_in, run_stage, save_weights,
                         say)
@@ -601,7 +601,7 @@ def evaluate_arm(run:ArmRun, ledger, info)->dict:  # info, scores, not_run
         done['scores'].setdefault(label, {}).update(scores)
         done['not_run'].update(not_run)
         keep()
-    done['info']['kl_to_sft'] = distance(run) if info['steps'] else 0.
+    done['info'] |= distance(run)
     if parallel.rank()==0: write_json(folder/'samples.json', samples(run))
     done['complete'] = True
     keep()
@@ -647,10 +647,12 @@ def dev_problems(run:ArmRun, most:int)->tuple:  # task, problems, their prompts
     prompts = [run.tok.render_prompt(task.conversation(p)) for p in problems]
     return task, problems, fit_prompts(prompts, run.model.shape.context-run.c.eval.max_new)[0]
 
-def distance(run:ArmRun)->float:  # nats; None without prompts
-    "KL per token from the trained model to the SFT checkpoint, on fixed prompts."
+def distance(run:ArmRun)->dict:  # nats a token; empty without prompts
+    "KL from the trained model to the SFT checkpoint, and the trained model's entropy, on fixed prompts."
     _, _, prompts = dev_problems(run, run.c.eval.kl_prompts)
-    return kl_to(run.model, run.start(), run.tok, prompts, dtype=run.lab.dtype) if prompts else None
+    if not prompts: return {}
+    at = departure(run.model, run.start(), run.tok, prompts, dtype=run.lab.dtype)
+    return dict(kl_to_sft=at['kl'], entropy=at['entropy'])
 
 def samples(run:ArmRun, n:int=6)->list:
     "Greedy answers to a few problems, token by token."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEY', 'CORE', 'Evaluation', 'Answers', 'item', 'score_rows', 'fit_prompts', 'prompts_of', 'letter_ids',
            'answer_choices', 'choice_answers', 'score_all', 'isolation_facts', 'generated_answers', 'answer', 'ways_of',
-           'keep', 'evaluate', 'chat_core', 'core_text', 'kl_to']
+           'keep', 'evaluate', 'chat_core', 'core_text', 'departure']
 
 # %% ../nbs/17_evaluate.ipynb #9da8105c
 import time
@@ -262,16 +262,16 @@ def core_text(c:dict)->str:
 
 # %% ../nbs/17_evaluate.ipynb #f7f67ed1
 @torch.no_grad()
-def kl_to(
+def departure(
     model, reference,    # two models of one vocabulary
     tok,
     prompts:list,        # ids of the fixed prompts
     max_new:int=64, seed=0, dtype=None
-)->float:                # nats a token
-    "KL(model ‖ reference) per sampled token, exact over the vocabulary, on the model's own samples."
+)->dict:                 # nats a token
+    "KL(model ‖ reference) and the model's entropy per sampled token, exact over the vocabulary, on the model's own samples."
     samples, _ = generate(model, tok, prompts, max_new=max_new, top_k=0, keys=[('kl', seed, i) for i in range(len(prompts))], dtype=dtype)
     device = next(model.parameters()).device
-    total, n = 0., 0
+    kl, entropy, n = 0., 0., 0
     for i in range(0, len(samples), 16):
         part = samples[i:i+16]
         rows = [prompts[s.prompt]+s.tokens[:-1] for s in part]
@@ -280,6 +280,7 @@ def kl_to(
         starts = [first+len(prompts[s.prompt])-1 for first,s in zip(seg.starts, part)]   # where the first sampled token is predicted
         at = torch.tensor([start+k for start,s in zip(starts, part) for k,own in enumerate(s.sampled) if own], device=device)
         a,b = (m.logits(m.hidden(ids, seg.pos, seg)[at]).log_softmax(-1) for m in (model, reference))
-        total += (a.exp()*(a-b)).sum().item()
+        kl += (a.exp()*(a-b)).sum().item()
+        entropy += torch.special.entr(a.exp()).sum().item()
         n += len(at)
-    return total/max(n, 1)
+    return dict(kl=kl/max(n, 1), entropy=entropy/max(n, 1))

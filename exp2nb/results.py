@@ -6,11 +6,11 @@
 __all__ = ['ARM', 'ROWS', 'UNREAD', 'SPLITS', 'LABELS', 'CHANCE', 'MUST_AGREE', 'CHECKPOINTS', 'WORDS', 'DYNAMICS', 'ENDPOINT',
            'GRADED', 'SCHEMA_VERSION', 'label', 'Record', 'table', 'again', 'read_record', 'discover', 'check_seeds',
            'Study', 'View', 'check_same', 'check_sft', 'check_budget', 'check_complete', 'starting_points', 'recipe',
-           'cells', 'outcomes', 'Compared', 'compare', 'zero_advantage_of', 'same_items', 'ends_table', 'curve_table',
-           'stage_table', 'price_table', 'benchmark_table', 'also_table', 'beside_table', 'tries_table',
+           'cells', 'outcomes', 'Compared', 'compare', 'zero_advantage_of', 'same_items', 'bounds', 'ends_table',
+           'curve_table', 'stage_table', 'price_table', 'benchmark_table', 'also_table', 'beside_table', 'tries_table',
            'overlap_table', 'dynamics_table', 'budgets_table', 'starts_table', 'not_run', 'arm_scores', 'budget_entry',
-           'measure_of', 'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table', 'tables',
-           'summarise', 'provenance', 'tuning_table']
+           'measure_of', 'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table', 'tables', 'Checked',
+           'checked', 'summary', 'summarise', 'provenance', 'tuning_table']
 
 # %% ../nbs/21_results.ipynb #be805124
 from collections import defaultdict
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
+from fastcore.meta import delegates
 from .config import MATCH_ON, UserError, sha256_of, task_name
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from exp2nb.stats import (
@@ -381,7 +382,8 @@ def same_items(study:Study, tasks):
 # %% ../nbs/21_results.ipynb #1901924f
 CHECKPOINTS = ('end', 'best_dev')
 
-def _bounds(e):
+def bounds(e)->dict:
+    "An estimate as fields of a row."
     low,high = e.interval()
     return dict(difference=float(e.mean), low=float(low), high=float(high))
 
@@ -455,7 +457,7 @@ def benchmark_table(view:View, tasks)->list:
         if c is None: continue
         for name,(a,b) in dict(rl_vs_sft_plus=(c.rl,c.sft_plus), rl_vs_sft=(c.rl,c.sft), sft_plus_vs_sft=(c.sft_plus,c.sft)).items():
             e = difference(a, b, c.paired)
-            rows.append(dict(task=t, contrast=name, **_bounds(e), p=float(e.p), items=a.shape[1], seeds=len(a)))
+            rows.append(dict(task=t, contrast=name, **bounds(e), p=float(e.p), items=a.shape[1], seeds=len(a)))
     for name in {r['contrast'] for r in rows}:
         mine = [r for r in rows if r['contrast']==name]
         for r,p in zip(mine, holm([r['p'] for r in mine]), strict=True): r['p_holm'] = float(p)
@@ -468,7 +470,7 @@ def _also(what, basis, rl, other, c, margin, **more)->dict:
     "A row: RL − `other`, and what the rule says of it, with its premise and its number of seeds."
     paired = c.paired and len(rl)==len(other)==len(c.sft)
     code = str(coded(rl, other, c.sft, c.zero_advantage, margin, paired, c.starts))
-    return dict(what=what, basis=basis, **_bounds(difference(rl, other, paired)), code=code, seeds=min(len(rl),len(other)), **more)
+    return dict(what=what, basis=basis, **bounds(difference(rl, other, paired)), code=code, seeds=min(len(rl),len(other)), **more)
 
 def also_table(view:View, margin)->list:
     "RL minus another arm in every way that was run besides the endpoint, with the code that the rule gives it."
@@ -521,7 +523,8 @@ def beside_table(view:View)->list:
         core = [r.info.get('chat_core') or {} for r in rs]
         name = 'ChatCORE' if all(c.get('complete') for c in core) else 'mean of all tasks above chance (partial ChatCORE)'
         measures = _of_answers(rs, view.task)
-        measures |= {'KL to SFT (nats a token)': [_number(r.info.get('kl_to_sft')) for r in rs], name: [c.get('value') for c in core]}
+        measures |= {'KL to SFT (nats a token)': [_number(r.info.get('kl_to_sft')) for r in rs],
+                     'entropy (nats a token)': [_number(r.info.get('entropy')) for r in rs], name: [c.get('value') for c in core]}
         if arm!='sft': measures |= _of_training(rs)
         for measure,values in measures.items():
             v = [float(x) for x in values if x is not None and np.isfinite(x)]
@@ -597,7 +600,7 @@ def _along(got, name):
     "A row for each (x, comparison), and where the difference crosses zero if there are several x."
     rows = []
     for x,c in got:
-        rows.append({name:float(x), **_bounds(c.estimate()), 'seeds':c.seeds,
+        rows.append({name:float(x), **bounds(c.estimate()), 'seeds':c.seeds,
                      'rl':float(c.rl.mean()), 'sft_plus':float(c.sft_plus.mean()), 'sft':float(c.sft.mean())})
     xs = [x for x,_ in got]
     if len(xs)<2 or len(set(xs))<len(xs): return rows, None
@@ -726,15 +729,23 @@ def tables(view:View, studies, tasks, margin)->dict:
                 tuning=tuning_table(studies))
 
 # %% ../nbs/21_results.ipynb #d2306b7e
-def summarise(
+@dataclass(frozen=True)
+class Checked:
+    "Run folders that passed every check, and what is asked of them."
+    view:View          # the main comparison
+    studies:list       # starting points, the main one first
+    tasks:list         # the target, then the other benchmarks
+    margin:float       # equivalence margin as a share
+
+def checked(
     run_dirs,                          # run folder, or several: the first holds the main comparison
     margin:float=None,                 # equivalence margin as a share: 0.02 is two points; default: as the task says, else 0.02
     budget:float=None,                 # share of the RL run's full length; default: the largest that was run
     seeds=None,                        # seeds that must be there; default: those found
     arms=('sft','rl','sft_plus'),      # arms that must be there
     tolerance:float=.001               # relative residual of the budget
-)->dict:
-    "Check run folders and compute everything that result.json holds. Raises `UserError` naming the file at odds."
+)->Checked:
+    "Read run folders and check that they belong together. Raises `UserError` naming the file at odds."
     def usable(margin):
         if 0<margin<.5: return margin
         raise UserError(f'margin={margin!r} is out of range: give a share between 0 and 0.5 (0.02 is two points).')
@@ -749,17 +760,29 @@ def summarise(
     for s in studies: check_budget(s, tolerance)
     tasks = [view.task]+[t for t in dict.fromkeys(first.items.task) if t!=view.task]
     same_items(study, tasks)
-    rl,shown = view.of('rl'), tables(view, studies, tasks, margin)
+    return Checked(view, studies, tasks, margin)
+
+# %% ../nbs/21_results.ipynb #6e67db52
+def summary(found:Checked)->dict:
+    "Everything that result.json holds, without what lies between SFT and RL."
+    view,studies,margin = found.view, found.studies, found.margin
+    study,first = view.study, view.study.records[0]
+    rl,shown = view.of('rl'), tables(view, studies, found.tasks, margin)
     by_budget,cross = budgets_table(study, view.task)
-    by_start,turn = starts_table(studies, view.task, budget)
+    by_start,turn = starts_table(studies, view.task, view.budget)
     return dict(
-        schema=SCHEMA_VERSION, verdict=verdict_of(view, margin, shown['benchmarks']), arms=arm_scores(view, tasks),
+        schema=SCHEMA_VERSION, verdict=verdict_of(view, margin, shown['benchmarks']), arms=arm_scores(view, found.tasks),
         budget=budget_entry(view), zero_advantage=[zero_advantage_of(r) for r in rl], sft_sha256=_one([r.sft_sha256 for r in rl]),
         not_run=not_run(view, studies), task=view.task, measure=measure_of(view),
         preset=first.preset, seeds=[r.seed for r in rl], margin=margin,
         eval_settings=first.eval_settings,
         crossover=dict(budget=cross, start=turn), provenance=provenance(study),
         tables=dict(shown, budgets=by_budget, starts=by_start))
+
+@delegates(checked)
+def summarise(run_dirs, **kwargs)->dict:
+    "`summary` of what `checked` finds."
+    return summary(checked(run_dirs, **kwargs))
 
 def _one(values):
     return values[0] if len(set(values))==1 else values

@@ -10,8 +10,8 @@ __all__ = ['CHOICE_FORMS', 'ANSWER', 'SPELLING_ASK', 'TASKS', 'Problem', 'soluti
            'spelling_words', 'spell', 'spelling_problem', 'spelling_solution', 'spellingbee', 'simple_spelling',
            'make_task', 'own_rows', 'renamed', 'worked', 'own_problem', 'check_own_row', 'same_question',
            'check_own_rows', 'by_hash', 'parts_of', 'run_file', 'called', 'program_rows', 'question_of', 'program_task',
-           'check_all_solved', 'gym_splits', 'gym_task', 'given_answer', 'own_task', 'table_task', 'hub_task',
-           'hub_splits']
+           'check_all_solved', 'gym_splits', 'gym_task', 'given_answer', 'own_task', 'table_task', 'hub_source',
+           'hub_task', 'hub_splits']
 
 # %% ../nbs/05_tasks.ipynb #85684d0b
 import inspect, json, re, signal, threading, time
@@ -562,6 +562,13 @@ def table_task(tables:dict, name, split, source, where)->Task:
     return Task(name, 'number', [row for _,row in splits[split]], own_problem, split, source=source)
 
 # %% ../nbs/05_tasks.ipynb #747ec000
+def hub_source(text:str)->tuple:   # data set, config; empty if the task comes from elsewhere
+    "Which data set of the Hub a task of your own is read from."
+    what, _, details = text.partition(':')
+    if what in ('stories', 'reasoning_gym', *TASKS) or Path(what).suffix in ('.py', '.ipynb') or Path(what).exists(): return ()
+    given = dict(d.partition('=')[::2] for d in details.split(':') if d)
+    return what, given.get('config', 'default')
+
 def hub_task(dataset, columns, name, split, data_dir)->Task:
     "A task of a data set on the Hub, or in a folder of its layout. Raises `UserError`."
     config = columns.get('config', 'default')

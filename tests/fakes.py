@@ -95,7 +95,8 @@ def fake_arm(
         steps=len({r['step'] for r in ledger}), epochs=.2 if rl else 4.,
         eval_settings=dict(tasks=list(tasks), temperature=1., top_k=50, n_samples=samples, max_new=96),
         files=files_record(folder, FILES),
-        not_run=[], kl_to_sft=0. if arm=='sft' else .02 if rl else .15, zero_advantage=zero_advantage if arm=='rl' else None) | info)
+        not_run=[], kl_to_sft=0. if arm=='sft' else .02 if rl else .15, entropy=.3 if rl else .4, 
+        zero_advantage=zero_advantage if arm=="rl" else None) | info)
     return folder
 
 

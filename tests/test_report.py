@@ -11,6 +11,7 @@ from exp2nb.store import read_json, write_json
 from fakes import fake_arm, fake_run, seal
 
 SMALL = dict(items=60, samples=2, steps=8)
+BETWEEN = dict(rft=.1, rft_online=.1, positives=.06, sft25_rl75=.05, sft50_rl50=.25, sft75_rl25=.15, sft_plus4=.2, sft_plus16=.2)   # gain over SFT
 
 
 def edit(path, **changes):
@@ -31,7 +32,8 @@ def done(tmp_path_factory):
     d = tmp_path_factory.mktemp('runs')
     kw = dict(items=400, samples=4, steps=20)
     run = fake_run(d/'one', gains=(.05, .2), seeds=3, **kw)
-    for s in range(3): fake_arm(run, 'rft', s, gain=.1, **kw)
+    for arm, gain in BETWEEN.items():
+        for s in range(3): fake_arm(run, arm, s, gain=gain, **kw)
     for b, g in ((.25, .0), (.5, .1)): fake_run(run, gains=(.05, g), budget=b, **kw)
     fake_run(run/'passes-2', level=.6, sft_sha256='e'*64, **kw)   # a second starting point, as `--sft-passes` makes it
     for f in (run/'passes-2').rglob('config.json'): edit(f, sft_passes=2.)
@@ -226,6 +228,26 @@ def test_billed_is_not_executed(tmp_path):
     assert v['notes'][0]=='Billed the same FLOPs; RL executed 50 % of what extra SFT did.'
     assert v['notes'][0] in (run/'report'/'report.html').read_text()
 
+
+def test_what_lies_between_sft_and_rl_is_told(done):
+    "From what the folders hold to the sentences on the page: gains that were chosen, the best split, the price of a reward."
+    run, result = done
+    t, page = result['tables'], (run/'report'/'report.html').read_text()
+    for r in t['gains']:
+        true = BETWEEN.get(r['arm'], dict(rl=.05, sft_plus=.2).get(r['arm']))
+        assert abs(r['difference']-true) < .06 and r['low'] < r['difference'] < r['high'] and r['seeds']==3, r
+    assert [r['arm'] for r in t['neighbours']]==['rft', 'rft_online', 'positives', 'rl']
+    assert [r['share'] for r in t['splits']]==[0., .25, .5, .75, 1.] and [r['arm'] for r in t['splits'] if r['best']]==['sft50_rl50']
+    ladder, split, price = result['between']
+    assert 'from SFT+ to RFT −' in ladder and 'SFT+ first: the best share of SFT+ is 50 %' in split
+    assert price.startswith("SFT+ meets RL's gain with 1 worked solution a problem, the fewest")
+    assert '<h2>What lies between SFT and RL</h2>' in page and all(line.split('(')[0] in page for line in (split, price.replace("'", '&#39;')))
+    for name in ('ladder', 'frontier', 'split_curve', 'price_of_a_reward'): assert (run/'report'/'figures'/f'{name}.png').is_file()
+
+def test_the_usual_three_arms_have_nothing_between_them(tmp_path):
+    run = small(tmp_path, seeds=1)
+    assert analyse(run)['between']==[] and 'What lies between' not in (run/'report'/'report.html').read_text()
+    assert not (run/'report'/'figures'/'ladder.png').exists()
 
 def test_the_record_of_the_old_rule_can_still_be_read():
     "records/embedded/first was written by schema 1: its verdict and figures show; the schema of today refuses it by name."

@@ -137,6 +137,32 @@ def test_gsm8k_from_the_hub_is_what_a_folder_has(tmp_path):
         r = python(ask.replace("'test')", f"'test', {str(tmp_path/'got')!r})") + "print(len(a))", 'http://127.0.0.1:9', tmp_path/'home3')
         assert r.stdout.split()==['1319'], r.stderr
 
+OWN = """
+import sys
+from exp2nb.tasks import make_task
+for split in ('train', 'test'): print(*(p.question for p in make_task('me/sums:question=q:config=small', split, *sys.argv[1:])), sep='|')
+"""
+
+@pytest.mark.parametrize('splits', [('train', 'test'), ('train',)])
+def test_a_task_of_your_own_from_the_hub_and_fetched_beforehand(tmp_path, splits):
+    "Split as the Hub has it, or by hash; the same from a folder that was filled for a machine without network."
+    rows = [dict(q=f'What is {a}+{b}?', answer=str(a+b)) for a in range(12) for b in range(12)]
+    parts = dict(train=rows[:100] if 'test' in splits else rows, test=rows[100:])
+    for s in splits: pq.write_table(pa.Table.from_pylist(parts[s]), tmp_path/f'{s}.parquet')
+    folder = data_set(tmp_path/'sums', 'small', {s: tmp_path/f'{s}.parquet' for s in splits})
+    with hub({('datasets', 'me/sums'): folder}) as server:
+        r = python(OWN, server.url, tmp_path/'home')
+        assert r.returncode==0, r.stderr
+        train, test = (line.split('|') for line in r.stdout.strip().splitlines())
+        assert len(train)+len(test)==144 and not set(train) & set(test)
+        if 'test' in splits: assert sorted(test)==sorted(row['q'] for row in rows[100:])
+        fetch = "import sys; from exp2nb.tools.fetch import exp2_fetch; sys.exit(exp2_fetch.main())"
+        got = ('--preset', 'tiny', '--task', 'me/sums:question=q:config=small', '--data-dir', str(tmp_path/'got'))
+        f = python(fetch, server.url, tmp_path/'home2', *got)
+        assert f.returncode==0, f.stderr
+    there = python(OWN, 'http://127.0.0.1:9', tmp_path/'home3', str(tmp_path/'got'))
+    assert there.stdout==r.stdout, there.stderr
+
 def test_a_set_that_the_hub_does_not_have_is_one_sentence(tmp_path):
     with hub({}) as server:
         ask = "from exp2nb.data import load_rows\ntry: load_rows('openai/gsm8k', 'main', 'test')\nexcept ValueError as e: print(e)"

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ..config import Flag, Place, Several, Text, UserError, check_choice, make_config, sha256_of
 from ..data import KNOWN, load_rows, local_files, word_list
 from ..model import shape_of
+from ..tasks import hub_source, hub_splits
 from .cli import command
 
 # %% ../../nbs/tools/05_fetch.ipynb #0f2e841b
@@ -43,6 +44,7 @@ def needs(
     "What a run of this configuration reads, apart from what it makes itself."
     out = [Need(*TASK_SETS[t], 'test') for t in c.eval.tasks if t in TASK_SETS]
     if c.task=='gsm8k': out.append(Need('openai/gsm8k', 'main', 'train'))
+    if own := hub_source(c.task): out += [Need(*own, split) for split in hub_splits(*own)]
     if c.embedded: return out
     if not c.sft_checkpoint and c.corpus=='full':
         out += [Need('HuggingFaceTB/smol-smoltalk', 'default', 'train'), Need('cais/mmlu', 'all', 'auxiliary_train')]
@@ -128,7 +130,7 @@ def complete(need:Need, folder)->bool:
     "Is it here, and good by the project's own checks? False where those can't tell."
     try:
         if need.dataset=='words': return (Path(folder)/'words'/'words_alpha.txt').is_file() and len(word_list(str(folder))) > 1000
-        known = KNOWN[need.dataset].rows[need.config, need.split] > 0
+        known = KNOWN[need.dataset].rows[need.config, need.split] > 0 if need.dataset in KNOWN else False   # of your own: its size decides
         return known and len(load_rows(need.dataset, need.config, need.split, str(folder))) > 0
     except UserError: return False
 
@@ -248,7 +250,7 @@ def check(need:Need, files, folder):
 def exp2_fetch(
     names:Several(Text(), least=0)=(), # data sets by name, such as openai/gsm8k; or words
     preset:Text()='',                  # everything that it needs: smoke, tiny, open, d12 or d26
-    task:Text()='',                    # stories or gsm8k; '': the preset's
+    task:Text()='',                    # stories, gsm8k, or a task of your own that is on the Hub; '': the preset's
     data_dir:Place='data',             # folder to fill
     base:Flag()=False,                 # for a run from a base of your own: no pretraining text
     dry_run:Flag()=False,              # only say what would be fetched, and its size
