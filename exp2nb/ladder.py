@@ -115,9 +115,11 @@ def ladder_said(rows)->str:
     "What the ladder's steps show."
     told = [r for r in rows if r['p_holm'] <= .05]
     rest = len(rows)-len(told)
-    said = [f"from {label(r['after'])} to {label(r['arm'])} {points(r['difference'], True)} points ({span(r['low'], r['high'], '')}; "
-            f"{r['seeds']} seeds)" for r in told]
-    if not said: return f"None of the ladder's {len(rows)} steps can be told from zero after Holm's correction."
+    def step(r):
+        names = f"from {label(r['after'])} to {label(r['arm'])}"
+        return f"{names} {points(r['difference'], True)} points ({span(r['low'], r['high'], '')}; {r['seeds']} seeds)"
+    said = list(map(step, told))
+    if not said: return f"No step of the ladder, of {len(rows)}, can be told from zero after Holm's correction."
     other = f" The other {rest} cannot be told from zero." if rest else ''
     return f"Steps of the ladder that differ from zero after Holm's correction: {'; '.join(said)}.{other}"
 
@@ -127,13 +129,14 @@ def split_said(rows, flat:bool, margin:float)->str:
     if flat: return f'{first}: flat, all shares are within ±{points(margin)} points of each other.'
     others = [f"{100*r['share']:.0f} %" for r in rows if r['as_good'] and not r['best']]
     also = f"; not told from it: {', '.join(others)}" if others else '; all other shares are below it'
-    return (f"{first}: the best share of SFT+ is {100*best['share']:.0f} % of the budget, {points(best['difference'], True)} points over SFT "
-            f"({span(best['low'], best['high'], '')}; {best['seeds']} seeds){also}.")
+    return (f"{first}: the best share of SFT+ is {100*best['share']:.0f} % of the budget, {points(best['difference'], True)} points over "
+            f"SFT ({span(best['low'], best['high'], '')}; {best['seeds']} seeds){also}.")
 
 def price_said(rows)->str:
     "At how many worked solutions a problem SFT+ meets RL's gain."
     met = next((r for r in rows if r['to_rl_difference'] >= 0), None)
-    tried = ', '.join(f"{r['solutions']}: {points(r['to_rl_difference'], True)} ({span(r['to_rl_low'], r['to_rl_high'], '')})" for r in rows)
+    def one(r): return f"{r['solutions']}: {points(r['to_rl_difference'], True)} ({span(r['to_rl_low'], r['to_rl_high'], '')})"
+    tried = ', '.join(map(one, rows))
     tail = f'SFT+ − RL in points, by worked solutions a problem: {tried}.'
     if not met: return f"SFT+ meets RL's gain with none of these numbers of worked solutions. {tail}"
     many = f"{met['solutions']} worked solution{'s'*(met['solutions']>1)} a problem"
@@ -142,7 +145,8 @@ def price_said(rows)->str:
 # %% ../nbs/22_ladder.ipynb #bd197ba4
 def between_sft_and_rl(view:View, tasks, margin:float)->dict:   # tables and sentences
     "All of this page. `tasks`: the target, then the other benchmarks; `margin`: a difference that does not matter, as a share."
-    tables = dict(gains=gains_table(view, tasks), neighbours=neighbours_table(view), splits=splits_table(view), solutions=solutions_table(view))
+    tables = dict(gains=gains_table(view, tasks), neighbours=neighbours_table(view), splits=splits_table(view),
+                  solutions=solutions_table(view))
     said = []
     if len(tables['neighbours']) > 1: said.append(ladder_said(tables['neighbours']))
     for first in FIRST:

@@ -292,9 +292,9 @@ def _errors(rows, name='')->np.ndarray:   # (2, rows) in points
     value = lambda k: 100*np.array([r[name+k] for r in rows])
     return np.maximum(0, [value('difference')-value('low'), value('high')-value('difference')])
 
-@figure('The ladder from SFT to RL', '''Gain over the SFT checkpoint with 95 % intervals, at equal billed FLOPs with generation included. From
-left to right, more of the training data is the model's own and fresh. Whether neighbours differ is in the table: intervals of gains overlap
-more than those of differences.''')
+@figure('The ladder from SFT to RL', '''Gain over the SFT checkpoint with 95 % intervals, at equal billed FLOPs with generation
+included. From left to right, more of the training data is the model's own and fresh. Whether neighbours differ is
+in the table: intervals of gains overlap more than those of differences.''')
 def ladder(result):
     rows = sorted((r for r in result['tables'].get('gains', []) if r['arm'] in LADDER), key=lambda r: list(LADDER).index(r['arm']))
     if len(rows) < 3: return None
@@ -311,8 +311,9 @@ def ladder(result):
     return fig
 
 # %% ../nbs/23_report.ipynb #58ce0087
-@figure('What a gain costs elsewhere', '''Each point is an arm at equal billed FLOPs: its gain on the target against its mean difference to the
-SFT checkpoint on the other benchmarks, each with the same weight, with 95 % intervals. Left of zero: something was forgotten.''')
+@figure('What a gain costs elsewhere', '''Each point is an arm at equal billed FLOPs: its gain on the target against its mean
+difference to the SFT checkpoint on the other benchmarks, each with the same weight, with 95 % intervals. Left of
+zero: something was forgotten.''')
 def frontier(result):
     rows = [r for r in result['tables'].get('gains', []) if r['other_difference'] is not None]
     if len(rows) < 3: return None
@@ -328,8 +329,8 @@ def frontier(result):
     return fig
 
 # %% ../nbs/23_report.ipynb #6fc7660d
-@figure('How much of the budget should be SFT+?', '''Gain over the SFT checkpoint with 95 % intervals. At 0 all of the budget went to RL, at 100 %
-all of it to SFT+; in between one came after the other.''')
+@figure('How much of the budget should be SFT+?', '''Gain over the SFT checkpoint with 95 % intervals. At 0 all of the budget went to
+RL, at 100 % all of it to SFT+; in between one came after the other.''')
 def split_curve(result):
     rows = result['tables'].get('splits', [])
     if not rows: return None
@@ -341,12 +342,13 @@ def split_curve(result):
         ax.errorbar([100*r['share']+1.5*k for r in mine], [100*r['difference'] for r in mine], _errors(mine), fmt=marker(arm)+'-',
                     color=colour(arm), capsize=3, ms=6, label=name)
     ax.axhline(0, color='.3', lw=1)
-    ax.set(xlabel='share of the budget that went to SFT+ (%)', ylabel=f"gain over SFT on {result['task']} (points)", xticks=range(0, 101, 25))
+    ax.set(xlabel='share of the budget that went to SFT+ (%)', xticks=range(0, 101, 25))
+    ax.set_ylabel(f"gain over SFT on {result['task']} (points)")
     legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
-@figure('The price of a reward, in worked solutions', '''Gain of SFT+ over the SFT checkpoint, by the number of differently worded solutions that
-each problem has, and RL's gain, which needs none; 95 % intervals, equal billed FLOPs.''')
+@figure('The price of a reward, in worked solutions', '''Gain of SFT+ over the SFT checkpoint, by the number of differently worded
+solutions that each problem has, and RL's gain, which needs none; 95 % intervals, equal billed FLOPs.''')
 def price_of_a_reward(result):
     rows = result['tables'].get('solutions', [])
     if not rows: return None
@@ -599,7 +601,8 @@ def templates():
 
 PARTS = dict(   # name in the template → what fills it
     verdict=verdict_card, budget=budget_table, scores=scores_table, by_basis=by_basis_shown, also=also_shown, prices=prices_shown,
-    benchmarks=benchmarks_shown, beside=beside_shown, gains=gains_shown, neighbours=neighbours_shown, trust=trust_shown, tuning=tuning_shown, sources=sources)
+    benchmarks=benchmarks_shown, beside=beside_shown, gains=gains_shown, neighbours=neighbours_shown,
+    trust=trust_shown, tuning=tuning_shown, sources=sources)
 
 def with_picture(figure)->dict:
     "A drawn figure as the template shows it: the picture as a data URI."
@@ -617,8 +620,8 @@ def page_data(result, figs)->dict:
     lede = ' '.join(LEDE.format(task=result['task'], preset=result['preset'], seeds=n, s='s' if n>1 else '', items=items).split())
     crossings = [f"{k.capitalize()}: {c['sentence']}." for k,c in result['crossover'].items() if c]
     pictures = dict.fromkeys(FIGURES) | {k:with_picture(f) for k,f in figs.items()}
-    return dict(task=result['task'], lede=lede, crossings=crossings, between=result.get('between', []), not_run=result['not_run'], figures=pictures,
-                **{k:f(result) for k,f in PARTS.items()})
+    return dict(task=result['task'], lede=lede, crossings=crossings, between=result.get('between', []), not_run=result['not_run'],
+                figures=pictures, **{k:f(result) for k,f in PARTS.items()})
 
 def html_page(result, figs)->str:
     "The whole report, without any other file."
