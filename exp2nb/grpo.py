@@ -341,7 +341,8 @@ def drift_words(
     *dtypes          # names, of the rollout's and of the update's forward pass
 )->str:              # '' where nothing was measured
     "How far the sampler's log-probabilities are from the trainer's, and what is normal."
-    found = [[r[f'logprob_drift{k}'] for r in rows if f'logprob_drift{k}' in r] for k in ('_mean', '_p99', '')]
+    of = lambda name: [x for r in rows if (x := r.get(name)) is not None and np.isfinite(x)]
+    found = [of(f'logprob_drift{k}') for k in ('_mean', '_p99', '')]
     if not all(found): return ''
     mean, most, largest = (f(x) for f,x in zip((np.median, np.median, max), found, strict=True))
     kind = 'bfloat16' if 'bfloat16' in dtypes else 'float32'

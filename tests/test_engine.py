@@ -91,7 +91,10 @@ FAMILIES = dict(
     qwen2=lambda: hub_model('qwen2', hidden_size=64, vocab_size=300),
     gemma2=lambda: hub_model('gemma2', hidden_size=64, vocab_size=300, sliding_window=9),
     smear=lambda: NanoChat(NanoConfig(3, 64, 4, 2, 256, 300, 320, 'SL', 'smear')),
-    values=lambda: NanoChat(NanoConfig(3, 64, 4, 4, 256, 300, 320, 'L', 'values')))
+    gates12=lambda: NanoChat(NanoConfig(3, 64, 4, 2, 256, 300, 320, 'SL', 'gates12')),
+    values=lambda: NanoChat(NanoConfig(3, 64, 4, 4, 256, 300, 320, 'L', 'values')),
+    lambdas=lambda: NanoChat(NanoConfig(2, 64, 4, 4, 256, 300, 320, 'SL', 'lambdas')),
+    plain=lambda: NanoChat(NanoConfig(2, 64, 4, 4, 256, 300, 320, 'L', 'plain')))
 
 def group_of_four():
     "A prompt, four samples of different lengths, and their weights."
