@@ -32,7 +32,7 @@ CHARACTERS = 3.5                                  # in a token of another target
 TRAIN_PROBLEMS = 7473                             # of either built-in target
 FULL_MIXTURE = 858_000                            # conversations of the note's SFT mixture
 FULL_LENGTH = 500                                 # tokens of each: an assumed mean
-REHEARSED = (60, 150)                             # tokens of an instruction, of the base's answer
+REHEARSED = (50, 165)                             # tokens of an everyday instruction, of SmolLM2-135M-Instruct's answer (mean of 40)
 # Problems of each benchmark
 TESTS = dict(stories=1319, gsm8k=1319, spellingbee=256, choices=1024, mmlu=14042, arc_easy=2376, arc_challenge=1172, humaneval=164)
 CHOICES = ('choices', 'mmlu', 'arc_easy', 'arc_challenge')   # scored by one forward pass, without generation
