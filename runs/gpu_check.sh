@@ -23,7 +23,7 @@ done
 # Name, expected seconds on one card (an H200 where they were measured: tests, real, d12, before; else estimated), most seconds, what it shows.
 table='tests|90|130|what is compiled against plain passes: our model, open ones, all ages of nanochat; the same gradient at a second run
 real|80|130|SmolLM2-135M, ragged lengths: rollout, gradient, optimizer, drift, same tokens and gradient twice
-whole|60|110|RL step with scores and files, supervised step of 32,768 tokens with its text, evaluation of six sets
+whole|60|110|RL step with scores and files, supervised step of 32,768 tokens with its text, evaluation of five sets in six ways
 fresh|60|120|a fresh process to its first step at full speed, nothing compiled and compiled before
 d12|60|120|our 12 layers, even lengths, beside the plain way
 d26|80|120|one RL step of 26 layers: does it fit, how long, and what the plan says

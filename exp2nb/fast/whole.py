@@ -208,7 +208,7 @@ FIGURES = (   # what, record, where in it
     ('  TFLOP/s executed', 'whole', 'sft.tflops'),
     ('fresh process to full speed, nothing compiled', 'fresh', 'figures.fresh_cold_seconds'),
     ('fresh process to full speed, compiled before', 'fresh', 'figures.fresh_warm_seconds'),
-    ('evaluation of six sets', 'whole', 'evaluation.256'),
+    ('evaluation of five sets in six ways', 'whole', 'evaluation.256'),
     ('12 layers, even lengths: RL step', 'd12', 'figures.rl_step_seconds'),
     ('  gradient, share of the matmul rate, executed', 'd12', 'figures.gradient_executed_share'),
     ('26 layers: RL step', 'd26', 'figures.rl_step_seconds'),
