@@ -64,7 +64,7 @@ part() {          # part NAME COMMAND…: at most its seconds, and only if they 
     echo "   $name: exit $rc after $((SECONDS-start)) s"
     [ $rc = 0 ] || failed+=("$name")
 }
-twelve=d12 more=d26 short=(--new 32) small=() shape=() little=(--eval-rows 256,1024) tests=(-n 6 -k 'not [operators')
+twelve=d12 more=d26 short=(--new 32) small=() shape=() little=(--eval-rows '256,1024') tests=(-n 6 -k 'not [operators')
 if [ "$device" = cpu ]; then   # the same ways through the code, in miniature
     twelve=smoke more=smoke short=() shape=(--depth 1) little=(--steps 1 --sft-tokens 512 --evaluation 2)
     small=(--problems 2 --samples 4 --new 24 --prompt 12 --micro-tokens 256) tests=(-n 0 -k '(families or gradient or buffers) and not [operators')
