@@ -1667,6 +1667,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                   'exp2nb.tools.run.SideBySide.start': ('tools/run.html#sidebyside.start', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.announcement': ('tools/run.html#announcement', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.at_once': ('tools/run.html#at_once', 'exp2nb/tools/run.py'),
+                                  'exp2nb.tools.run.done_as_asked': ('tools/run.html#done_as_asked', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.dry_text': ('tools/run.html#dry_text', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.end_with': ('tools/run.html#end_with', 'exp2nb/tools/run.py'),
                                   'exp2nb.tools.run.exp2_run': ('tools/run.html#exp2_run', 'exp2nb/tools/run.py'),

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['HOURS', 'start_notebook', 'notebook_error', 'family', 'stop_children', 'wait_for', 'failure', 'end_with',
            'run_notebook', 'run_launched', 'notebook_of', 'places', 'gpu_names', 'stands', 'Lines', 'SideBySide',
-           'one_by_one', 'in_this_process', 'refuse_hours', 'of_seed', 'write_plan', 'exp2_run', 'has_verdict',
-           'no_report', 'trained_text', 'announcement', 'at_once', 'reach', 'verdict', 'dry_text']
+           'one_by_one', 'done_as_asked', 'in_this_process', 'refuse_hours', 'of_seed', 'write_plan', 'exp2_run',
+           'has_verdict', 'no_report', 'trained_text', 'announcement', 'at_once', 'reach', 'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, gc, json, math, os, shlex, signal, subprocess, sys, time
+from dataclasses import asdict
 from pathlib import Path
 import psutil, torch
 from fastcore.basics import patch, store_attr
@@ -21,6 +22,7 @@ from ..lab import arm_folder, threads_of
 from ..stats import fewest_seeds
 from ..store import Interrupted, read_json, write_json
 from .cli import Stopped, command, project_root, say_error
+from .collect import differs, settings_of
 from .plan import plan, plan_text, usual_device
 from .queue import Jobs, QUEUED, finished, flags, next_run, parameters, queue, queue_data, run_data
 from .status import clock, piece_status, stop_writers
@@ -249,9 +251,18 @@ def one_by_one(runs, run_dir, launcher, say, passed):
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', notebook_of(run_dir, r), run_dir, r['parameters'])
 
+def done_as_asked(c:Config)->bool:
+    "Is this arm done? Told by its folder alone, without loading a model. Raises `UserError` if it was done with other settings."
+    folder = arm_folder(c)
+    if not finished(folder, ['.'], c.train_only): return False
+    was, now = (settings_of(x) | dict(dtype=None) for x in (read_json(folder/'config.json'), json.loads(json.dumps(asdict(c)))))
+    if what := differs(was, now):
+        raise UserError(f'{folder} was made with other settings: {what}; give the same, or choose another run_dir.')
+    return True
+
 def in_this_process(cs, say, passed):
-    "The runs of a queue, one after the other, without notebooks: what one of them has loaded and compiled need not be loaded again."
-    for c in cs:
+    "The runs of a queue that are not done, one after the other, without notebooks: what one has compiled need not be compiled again."
+    for c in (c for c in cs if not done_as_asked(c)):
         say(f"{passed()} {run_data(c)['name']}")
         launch(c)
         gc.collect()
