@@ -129,7 +129,7 @@ def next_run(
 
 # %% ../../nbs/tools/02_queue.ipynb #a6aa6acb
 OVERHEAD = 1.0     # measured time over planned time, embedded default
-SHARED_WORK = .7   # share of a small model's step that several threads divide among them (two cores of an AMD EPYC)
+SHARED_WORK = .47   # share of a small model's run that several threads divide among them (two cores of an AMD EPYC)
 
 def slower(threads:int, usual:int)->float:
     "How much longer a small model's run takes on this number of threads than on the usual one."
