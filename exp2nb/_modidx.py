@@ -1138,6 +1138,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'exp2nb.results.compare': ('results.html#compare', 'exp2nb/results.py'),
                                 'exp2nb.results.curve_table': ('results.html#curve_table', 'exp2nb/results.py'),
                                 'exp2nb.results.discover': ('results.html#discover', 'exp2nb/results.py'),
+                                'exp2nb.results.drift_table': ('results.html#drift_table', 'exp2nb/results.py'),
                                 'exp2nb.results.dynamics_table': ('results.html#dynamics_table', 'exp2nb/results.py'),
                                 'exp2nb.results.elsewhere': ('results.html#elsewhere', 'exp2nb/results.py'),
                                 'exp2nb.results.ends_table': ('results.html#ends_table', 'exp2nb/results.py'),

@@ -436,6 +436,7 @@ def budget_table(result)->dict:
     if result['verdict'].get('premise'): notes.append(f"Did an arm gain? {result['verdict']['premise']['words']}.")
     z = [f'{percent(x,0)} %' for x in result['zero_advantage'] if x is not None]
     if z: notes.append(f"Groups without signal in RL: {', '.join(z)}{' (per seed)' if many else ''}.")
+    notes += [f"Seed {r['seed']}. {r['words']}" if many else r['words'] for r in result['tables'].get('drift', [])[:1]]
     spent = 'spent after SFT' if on=='seconds' else 'FLOPs after SFT'
     return as_table(['arm', spent, 'steps', 'epochs', 'accuracy, % (95 %)'], rows, notes=notes)
 

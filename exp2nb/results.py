@@ -8,9 +8,9 @@ __all__ = ['ARM', 'ROWS', 'UNREAD', 'SPLITS', 'LABELS', 'CHANCE', 'MUST_AGREE', 
            'Study', 'View', 'check_same', 'check_sft', 'check_budget', 'check_complete', 'starting_points', 'recipe',
            'cells', 'outcomes', 'Compared', 'compare', 'zero_advantage_of', 'same_items', 'bounds', 'ends_table',
            'curve_table', 'stage_table', 'price_table', 'benchmark_table', 'also_table', 'beside_table', 'tries_table',
-           'overlap_table', 'dynamics_table', 'budgets_table', 'starts_table', 'not_run', 'arm_scores', 'budget_entry',
-           'measure_of', 'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table', 'tables', 'Checked',
-           'checked', 'summary', 'summarise', 'provenance', 'tuning_table']
+           'overlap_table', 'dynamics_table', 'drift_table', 'budgets_table', 'starts_table', 'not_run', 'arm_scores',
+           'budget_entry', 'measure_of', 'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table',
+           'tables', 'Checked', 'checked', 'summary', 'summarise', 'provenance', 'tuning_table']
 
 # %% ../nbs/21_results.ipynb #be805124
 from collections import defaultdict
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
 from .config import MATCH_ON, UserError, sha256_of, task_name
+from .grpo import drift_words
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from exp2nb.stats import (
     accuracy, coded, coverage_rates, crossover, decide, difference, graded, holm, judge, latent_of, majority_at_k, pass_at_k, points,
@@ -585,6 +586,15 @@ def dynamics_table(view:View, most:int=150)->list:
             rows.append(dict(seed=r.seed, step=float(x['step']), **{k: None if pd.isna(x[k]) else float(x[k]) for k in have}))
     return rows
 
+def drift_table(view:View)->list:
+    "How far the sampler's log-probabilities were from the trainer's, a sentence for each RL run that recorded it."
+    rows = []
+    for r in view.of('rl'):
+        dtypes = r.config.get('dtype', 'float32'), r.config.get('rl', {}).get('update_dtype', 'auto')
+        words = drift_words(r.metrics.to_dict('records'), *dtypes)
+        if words: rows.append(dict(seed=r.seed, words=words))
+    return rows
+
 # %% ../nbs/21_results.ipynb #2bd093e9
 def budgets_table(study:Study, task)->tuple:   # rows, crossing or None
     "RL − SFT+ at every budget that was run on the model basis, and the budget from which RL pays."
@@ -725,7 +735,8 @@ def tables(view:View, studies, tasks, margin)->dict:
     study = view.study
     return dict(ends=ends_table(study, view.task), curve=curve_table(view), stages=stage_table(view), prices=price_table(view),
                 benchmarks=benchmark_table(view, tasks[1:]), also=also_table(view, margin), beside=beside_table(view),
-                tries=tries_table(view), overlap=overlap_table(view), dynamics=dynamics_table(view), errors=errors_table(view, margin),
+                tries=tries_table(view), overlap=overlap_table(view), dynamics=dynamics_table(view), drift=drift_table(view),
+                errors=errors_table(view, margin),
                 tuning=tuning_table(studies))
 
 # %% ../nbs/21_results.ipynb #d2306b7e
