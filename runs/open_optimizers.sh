@@ -2,7 +2,7 @@
 # Muon or AdamW for the matrices of an open base: the same trials for both (RL and SFT+, factors on the rates, two seeds), scored on dev.
 #   bash runs/open_optimizers.sh BASE [--small] [options of exp2_tune, such as --factors 0.5,1,2 --data-dir DIR --changes '…' --run-dir DIR]
 # Both start from SFT by AdamW. Every trial stays in DIR/<adamw|muon>/tuning.jsonl (DIR: out/optimizers). At full size this is for a GPU;
-# --small is a few steps of SFT+ on 64 problems, to see on a CPU that it works.
+# --small is a few steps of SFT+ on 64 problems, to see on a CPU that it works (records/open-optimizers).
 set -eu
 [ $# -gt 0 ] || { sed -n '2,5s/^# \?//p' "$0"; exit 2; }
 base=$1; shift
