@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['section_of', 'arm_rates', 'scaled', 'trial_folder', 'refuse_study', 'trial', 'train_trial', 'same_arm', 'mean_of',
-           'tried', 'beyond', 'tune', 'tune_text', 'best_changes', 'exp2_tune']
+           'tried', 'beyond', 'tune', 'tune_text', 'untold', 'best_changes', 'exp2_tune']
 
 # %% ../../nbs/tools/03_tune.ipynb #3cb2c8d9
 import json
@@ -158,11 +158,19 @@ def tune_text(rows:list)->str:
         seconds, flops = (fmean(r[k] for r in mine) for k in ('seconds', 'flops_model'))
         line = f'{arm[0]:9} x{f:<5g} dev {mean_of(mine, f):.1%} ({each})  {flops:.2e} FLOPs  {seconds:.0f} s {mark}'
         out.append(line.rstrip())
+    out += [f'{arm[0]}: all trials scored the same, so they tell no factor apart, and the preset\'s rates stay.' for arm in untold(rows)]
     return '\n'.join([*out, f'--changes {best_changes(rows)!r}' if best_changes(rows) else 'No arm changes its rates.'])
+
+def untold(rows:list)->list:   # see `same_arm`
+    "Arms whose factors all have the same mean."
+    arms = {}
+    for r in rows: arms.setdefault(same_arm(r), []).append(r)
+    return [arm for arm,mine in arms.items() if len({mean_of(mine, r['factor']) for r in mine})==1]
 
 def best_changes(rows:list)->str:
     "The best rates that are not the preset's, as `changes`: of the rows at full budget, matched on `model`."
-    best = {r['arm']: r for r in rows if r['best'] and r['factor']!=1 and same_arm(r)[1:]==('model', 1.) and r['arm']!='rl_random'}
+    told = [r for r in rows if r['best'] and r['factor']!=1 and same_arm(r) not in untold(rows)]
+    best = {r['arm']: r for r in told if same_arm(r)[1:]==('model', 1.) and r['arm']!='rl_random'}
     numbers = [(arm, name, value) for arm,r in best.items() for name,value in r['rates'].items() if isinstance(value, float)]
     return ' '.join(f'{arm}.rates.{name}={value:g}' for arm,name,value in numbers)
 
