@@ -117,7 +117,8 @@ def test_the_template_saves_at_the_signal_is_queued_again_and_goes_on(cluster, t
     done = rows(arm/'metrics.jsonl')
     saved = max(p.name for p in (arm/'checkpoints').iterdir())
     assert saved==f'step_{done:06d}', f'{done} steps were done and the newest checkpoint is {saved}:\n{log()}'
-    cluster.call('scontrol', 'update', f'JobId={job}', 'StartTime=now')
+    # not now: in the second in which a job was ended, Slurm refuses to start it ("Job credential revoked")
+    cluster.call('scontrol', 'update', f'JobId={job}', 'StartTime=now+5')
     until(lambda: cluster.state(job) in ('COMPLETED', 'FAILED', 'CANCELLED', 'NODE_FAIL'), 900, 'the end of the job')
     assert cluster.state(job)=='COMPLETED', log()
     assert f'going on after step {done}.' in log(), log()

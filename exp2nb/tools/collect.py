@@ -99,7 +99,7 @@ def write_piece(out:Path, run_dir:Path, about:dict):
     with os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with tarfile.open(tmp, 'w:xz') as tar:
+            with tarfile.open(tmp, 'w:xz', encoding='utf-8') as tar:
                 add(tar, 'piece.json', BytesIO(json.dumps(about, indent=1, ensure_ascii=False).encode()))
                 for name in about['files']:
                     with open(run_dir/name, 'rb') as f: add(tar, name, f)
@@ -128,7 +128,7 @@ def open_piece(
     if not source.is_file(): raise UserError(f'{source} is not there: name a piece that exp2_collect has packed, or a run folder.')
     odd = UserError(f'{source} is no piece of a run, or it is damaged: copy it again, or pack it again.')
     try:
-        with tarfile.open(source, 'r:xz') as tar: extract(tar, source, into)
+        with tarfile.open(source, 'r:xz', encoding='utf-8') as tar: extract(tar, source, into)
     except tarfile.FilterError as e: raise UserError(f'{source} would write outside its folder ({e}): do not use it.') from None
     except (tarfile.TarError, lzma.LZMAError, EOFError): raise odd from None
     if not (into/'piece.json').exists(): raise odd
