@@ -298,10 +298,7 @@ def rft_online_arm(run):
 # %% ../nbs/19_arms.ipynb #ladder07
 class InTurn:
     "Two stages one after the other, on one model and one ledger, each with a clock and a schedule of its own."
-    def __init__(self,
-        clock,          # `Budget` of both
-        first, second   # stages whose clocks are a part of it
-    ):
+    def __init__(self, clock, first, second):   # `Budget` of both; stages whose clocks are a part of it
         self.clock, self.stages, self.at = clock, (first, second), 0
         self.model, self.ledger, self.name = first.model, first.ledger, first.name
         self.files = [*first.files, *second.files]

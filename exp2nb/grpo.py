@@ -203,15 +203,18 @@ class GRPO:
         "What it writes besides metrics and ledger."
         return [self.rollouts] if self.rollouts else []
 
-    def state_dict(self):
-        return dict(opt=self.opt.state_dict(), n=self.n, seen=self.seen, price=self.price, spent=self.clock.spent, noise=self.noise.state)
+# %% ../nbs/16_grpo.ipynb #d02e83ec
+@patch
+def state_dict(self:GRPO):
+    return dict(opt=self.opt.state_dict(), n=self.n, seen=self.seen, price=self.price, spent=self.clock.spent, noise=self.noise.state)
 
-    def load_state_dict(self, s):
-        self.opt.load_state_dict(s['opt'])
-        self.n, self.seen = s['n'], s['seen']
-        self.price = s['price']
-        self.clock.spent = s['spent']
-        self.noise.state = s['noise']
+@patch
+def load_state_dict(self:GRPO, s):
+    self.opt.load_state_dict(s['opt'])
+    self.n, self.seen = s['n'], s['seen']
+    self.price = s['price']
+    self.clock.spent = s['spent']
+    self.noise.state = s['noise']
 
 # %% ../nbs/16_grpo.ipynb #23a8cf25
 @patch

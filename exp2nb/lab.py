@@ -272,30 +272,24 @@ class Lab:
         check_start(c)
         self.c = c
         self.progress = progress and parallel.rank()==0
-        self.dtype = dtype_of(c)
-        self.device = device_of(c)
+        self.dtype, self.device = dtype_of(c), device_of(c)
         if parallel.world() > 1 and self.device.startswith('cuda'): self.device = f'cuda:{torch.cuda.current_device()}'
-
     @functools.cached_property
     def problems(self):
         "The target's three tasks (train, dev, test), no problem in two of them."
         return target_tasks(self.c)
-
     @functools.cached_property
     def mixture(self):
         "Conversations of the SFT stage, by index."
         return sft_mixture(self.c, target=self.problems[0], form=self.choice_form)
-
     @functools.cached_property
     def choice_form(self)->str:
         "See `form_for`."
         return form_for(self)
-
     @functools.cached_property
     def tasks(self):
         "Benchmarks: name → task, or the sentence why it cannot be run."
         return {name: benchmark(self, name) for name in self.c.eval.tasks}
-
     @functools.cached_property
     def data_hash(self):
         "See `hash_of_data`."

@@ -268,6 +268,7 @@ def in_this_process(cs, say, passed):
         gc.collect()
         if device_of(c)=='cuda': torch.cuda.empty_cache()
 
+# %% ../../nbs/tools/10_run.ipynb #dcfd55ed
 HOURS = 2   # that anything but the embedded experiment may take on a CPU without a word
 
 def refuse_hours(c:Config, q:dict, say):
