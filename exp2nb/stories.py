@@ -256,7 +256,7 @@ def _dial(name, value):
 # %% ../nbs/04_stories.ipynb #a09dd209
 SOLVED = dict(   # preset → level → share of the test problems solved after SFT (greedy, seed 0)
     smoke=dict(first=.01, easy=.02, usual=0., hard=0., harder=0., hardest=0.),
-    tiny=dict(usual=.49, hard=.11))
+    tiny=dict(first=.97, easy=.745, usual=.49, hard=.11))
 UNTRAINED = {'SmolLM2-135M-Instruct': dict(first=.09, easy=.06, usual=.02)}   # … solved without SFT on the task
 
 def signal_words(preset:str, level:str)->str:
