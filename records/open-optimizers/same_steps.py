@@ -1,6 +1,8 @@
 """The second table of README.md: the same batches of GSM8K for both optimizers, scored by the loss on dev solutions.
 
-    python same_steps.py RUN_FOLDER DATA_DIR     # RUN_FOLDER: out/optimizers/adamw of open_optimizers.sh --small, whose SFT checkpoint it starts from
+    python same_steps.py RUN_FOLDER DATA_DIR
+
+RUN_FOLDER is out/optimizers/adamw of open_optimizers.sh --small, whose SFT checkpoint it starts from.
 """
 import json, sys, tempfile, time
 from dataclasses import replace
