@@ -1,5 +1,5 @@
 "Tasks of your own: files that are wrong, scorers that misbehave, and whole arms on a file and on a program."
-import json, math, os
+import json, math, os, re
 from dataclasses import replace
 import pyarrow as pa, pyarrow.parquet as pq, pytest
 from exp2nb import arms
@@ -162,11 +162,12 @@ def test_arms_on_a_program_whose_scorer_misbehaves(tmp_path, capsys):
         run_arm(config(tmp_path/'wild.py', 'sft_plus', tmp_path/'out'), progress=False)
     assert not (tmp_path/'out'/'base').exists()
     with pytest.raises(UserError, match='sft_plus imitates'): queue(config(tmp_path/'wild.py', 'sft', tmp_path/'out'))
-    r = run_arm(config(tmp_path/'wild.py', 'rl', tmp_path/'out'), progress=False)
+    r = run_arm(config(tmp_path/'wild.py', 'rl', tmp_path/'out'))
     assert r['task']=='wild' and r['margin']==.05 and r['scorer_failed'] > 0
     end = r['scores']['end']['wild']
     assert end['failed'] > 0 and 0 <= end['accuracy'] <= .5
-    assert "scorer failed on" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert 'scorer failed on' in said.out and re.search(r'rl 100%.*reward \S+ scorer_failed \d', said.err), said
     folder = arm_folder(config(tmp_path/'wild.py', 'rl', tmp_path/'out'))
     rows = [i for i in read_jsonl(folder/'items.jsonl') if i['task']=='wild']
     assert all((i['score']==0) if i['failed'] else i['score']==.5 for i in rows) and {i['correct'] for i in rows}=={False}
