@@ -35,7 +35,10 @@ def compared(run_dirs, **kwargs)->dict:
     "Check run folders and compute everything that result.json holds. Raises `UserError` naming the file at odds."
     found = checked(run_dirs, **kwargs)
     ladder, result = between_sft_and_rl(found.view, found.tasks, found.margin), summary(found)
-    return result | dict(between=ladder['said'], tables=result['tables'] | ladder['tables'])
+    said = ladder['said']
+    idle = result['verdict'].get('premise', {}).get('idle')
+    if said and idle: said = ['Nothing was learned, so what lies between SFT and RL cannot be told.']
+    return result | dict(between=said, tables=result['tables'] | ladder['tables'])
 
 # %% ../nbs/23_report.ipynb #f44a78e9
 _cb = sns.color_palette('colorblind').as_hex()

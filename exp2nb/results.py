@@ -165,7 +165,9 @@ class Study:
         if arm!='sft':
             mine = [r for r in mine if abs(r.budget-budget)<1e-9]
             have = [r for r in mine if r.match_on==match_on]
-            if arm=='rl' and not have: have = [r for r in mine if r.match_on=='model'] or mine
+            if arm=='rl' and not have:
+                beside = {r.run for r in self.records if r.match_on==match_on}
+                have = sorted([r for r in mine if r.match_on=='model'] or mine, key=lambda r: r.run not in beside)
             mine = have
         return [r for _,r in sorted({r.seed:r for r in reversed(mine)}.items())]
 

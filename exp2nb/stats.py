@@ -641,7 +641,8 @@ def _crossing_words(axis, x, at, low, high, ahead, seeds)->str:
         return f'above {x[-1]:.2g}' if np.isinf(v) else f'{v:.2g}'
     if 0<at<np.inf: text = f'{ahead} is ahead from {axis} {at:.2g} on (95 % interval: {edge(low)} to {edge(high)})'
     else:
-        text = f'no crossing in the range: {ahead} is ahead at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
+        who = f'{ahead} is ahead' if ahead else 'the two score the same'
+        text = f'no crossing in the range: {who} at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
         if high>0: text += f' (one up to {edge(high)} is not ruled out)'
     return text + ('; one seed a point, so this is about these checkpoints' if seeds==1 else '')
 
@@ -658,7 +659,7 @@ def crossover(
     many = _drawn_again(np.random.default_rng(seed), pairs, draws)
     at = float(crossing(x, sign*d))
     low,high = (float(v) for v in np.quantile(crossing(x, sign*many), [.025,.975], method='inverted_cdf'))
-    ahead,seeds = 'RL' if sign>0 else 'SFT+', min(min(len(a),len(b)) for a,b in pairs)
+    ahead,seeds = ('RL' if sign>0 else 'SFT+') if d.any() else '', min(min(len(a),len(b)) for a,b in pairs)
     finite = lambda v: v if 0<v<np.inf else None
     return dict(x=[float(v) for v in x], difference=[float(v) for v in d], ahead=ahead, at=finite(at), low=finite(low), high=finite(high),
                 seeds=seeds, sentence=_crossing_words(axis, x, at, low, high, ahead, seeds))

@@ -207,6 +207,22 @@ def test_other_bases_are_reported_and_never_decide(tmp_path, basis, price):
     assert got['by_basis'][basis]['code']=='rl_better'
 
 
+def test_seconds_are_compared_with_the_rl_run_beside_them(tmp_path):
+    "RL on the clock lies in a folder of its own, where it had the machine for itself; the main folder's RL took another time."
+    kw = dict(items=300, samples=0, steps=8)
+    run, clock = fake_run(tmp_path/'r', gains=(.1, .3), seeds=3, **kw), tmp_path/'clock'
+    shutil.copytree(run/'sft', clock/'sft')
+    for s in range(3):
+        rl, plus = fake_arm(clock, 'rl', s, gain=.1, **kw), fake_arm(clock, 'sft_plus', s, 'seconds', gain=.2, **kw)
+        rewrite(rl/'ledger.jsonl', lambda r: r | dict(seconds=r['seconds']/2))       # 7 ms a step in the main folder, 3.5 here
+        rewrite(plus/'ledger.jsonl', lambda r: r | dict(seconds=r['seconds']*7/4))   # 2 ms a step as made, 3.5 here
+    r = summarise([run, clock])
+    assert (r['verdict']['code'], r['verdict']['by_basis']['seconds']['seeds'])==('rl_worse', 3)
+    assert r['verdict']['sentence']==summarise(run)['verdict']['sentence']
+    shutil.rmtree(clock/'rl')
+    with pytest.raises(UserError, match='on the seconds basis, RL spent'): summarise([run, clock])
+
+
 def test_one_seed_has_no_winner_anywhere(done, tmp_path):
     "Neither in the verdict, its badge and hypothesis, nor in the table of other comparisons; captions and notes say of what they speak."
     r = analyse(small(tmp_path, seeds=1, gains=(.05, .4), items=300))
@@ -261,7 +277,10 @@ def test_the_record_of_the_old_rule_can_still_be_read():
 
 
 def test_no_signal_and_all_zero(tmp_path):
-    dead = analyse(small(tmp_path, seeds=1, zero_advantage=1.))
+    nothing = small(tmp_path, seeds=1, zero_advantage=1.)
+    fake_arm(nothing, 'sft_plus4', **SMALL)
+    dead = analyse(nothing)
+    assert dead['between']==['Nothing was learned, so what lies between SFT and RL cannot be told.']
     assert dead['verdict']['code']=='cannot_tell' and '100.0 %' in dead['verdict']['reason']
     run = small(tmp_path/'zero', seeds=1)                # real GSM8K at CPU size: nothing is ever right
     for f in run.rglob('items.jsonl'): rewrite(f, lambda r: r | dict(correct=False, parsed=False, pred=None, correct_last_number=False))

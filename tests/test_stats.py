@@ -226,7 +226,9 @@ def test_crossing_found_and_not_found():
     once = crossover((.25, .5, 1.), pairs((-.08, -.04, .08), 1))
     assert 'these checkpoints' in once['sentence'] and 'these checkpoints' not in up['sentence']
     none = crossover((.25, .5, 1.), pairs((.10, .10, .10)))
-    assert none['at'] is None and 'no crossing in the range' in none['sentence']
+    assert none['at'] is None and 'no crossing in the range: RL is ahead at every' in none['sentence']
+    same = crossover((.25, .5, 1.), [(np.zeros((3, 9)), np.zeros((3, 9)))]*3)
+    assert 'no crossing in the range: the two score the same at every budget' in same['sentence']
 
 
 def test_too_few_items():
