@@ -1729,6 +1729,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'exp2nb.tools.tune.best_changes': ('tools/tune.html#best_changes', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.beyond': ('tools/tune.html#beyond', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.exp2_tune': ('tools/tune.html#exp2_tune', 'exp2nb/tools/tune.py'),
+                                   'exp2nb.tools.tune.marked': ('tools/tune.html#marked', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.mean_of': ('tools/tune.html#mean_of', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.refuse_study': ('tools/tune.html#refuse_study', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.same_arm': ('tools/tune.html#same_arm', 'exp2nb/tools/tune.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['section_of', 'arm_rates', 'scaled', 'trial_folder', 'refuse_study', 'trial', 'train_trial', 'same_arm', 'mean_of',
-           'tried', 'beyond', 'tune', 'tune_text', 'untold', 'best_changes', 'exp2_tune']
+           'marked', 'tried', 'beyond', 'tune', 'tune_text', 'untold', 'best_changes', 'exp2_tune']
 
 # %% ../../nbs/tools/03_tune.ipynb #3cb2c8d9
 import json
@@ -92,10 +92,9 @@ def mean_of(rows, factor)->float:
     "Mean dev accuracy over the seeds."
     return fmean(r['dev_accuracy'] for r in rows if r['factor']==factor)
 
-def tried(c:Config)->list:
-    "Every trial, arm by arm. `best` marks the factor with the highest mean over its seeds; `edge` says that none was tried beyond it."
-    files = (arms_folder(c)/'tuning').glob('*/*/x*/seed*/trial.json')
-    rows = sorted(map(read_json, files), key=lambda r: (list(ARMS).index(r['arm']), r['match_on'], r['budget'], r['factor'], r['seed']))
+def marked(rows:list)->list:
+    "Trials, arm by arm. `best` marks the factor with the highest mean over its seeds; `edge` says that there is none beyond it."
+    rows = sorted(rows, key=lambda r: (list(ARMS).index(r['arm']), r['match_on'], r['budget'], r['factor'], r['seed']))
     out = []
     for arm in dict.fromkeys(map(same_arm, rows)):
         mine = [r for r in rows if same_arm(r)==arm]
@@ -104,6 +103,10 @@ def tried(c:Config)->list:
         at = {best: dict(best='yes', edge='yes' if best in (factors[0], factors[-1]) else '')}
         out += [r | at.get(r['factor'], dict(best='', edge='')) for r in mine]
     return out
+
+def tried(c:Config)->list:
+    "Every trial that is there, `marked`."
+    return marked(map(read_json, (arms_folder(c)/'tuning').glob('*/*/x*/seed*/trial.json')))
 
 # %% ../../nbs/tools/03_tune.ipynb #670a128d
 def beyond(
@@ -140,7 +143,7 @@ def tune(
                 for s in seeds: trial(at(a, s), f, progress)
         factors = sorted([*factors, *ahead])
         rows = tried(c)
-        mine = [r for r in rows if r['arm'] in arms and r['factor'] in factors]
+        mine = marked([r for r in rows if r['arm'] in arms and r['factor'] in factors and r['seed'] in seeds])
         ahead = beyond(mine, factors) if grow > 0 else []
         grow -= 1
         if ahead: say(f"A best factor is at the edge of the grid: {', '.join(f'x{f:g}' for f in ahead)} is tried, too, for every arm.")
