@@ -333,7 +333,7 @@ def frontier(result):
 
 # %% ../nbs/23_report.ipynb #6fc7660d
 @figure('How much of the budget should be SFT+?', '''Gain over the SFT checkpoint with 95 % intervals. At 0 all of the budget went to
-RL, at 100 % all of it to SFT+; in between one came after the other.''')
+RL, at 100 % all of it to SFT+; in between one came after the other. Over the seeds that all points of a curve have.''')
 def split_curve(result):
     rows = result['tables'].get('splits', [])
     if not rows: return None
@@ -351,14 +351,15 @@ def split_curve(result):
     return fig
 
 @figure('The price of a reward, in worked solutions', '''Gain of SFT+ over the SFT checkpoint, by the number of differently worded
-solutions that each problem has, and RL's gain, which needs none; 95 % intervals, equal billed FLOPs.''')
+solutions that each problem has, and RL's gain, which needs none; 95 % intervals, equal billed FLOPs, over the seeds that
+all of them have.''')
 def price_of_a_reward(result):
     rows = result['tables'].get('solutions', [])
     if not rows: return None
     fig,ax = plt.subplots()
-    rl = next(r for r in result['tables']['gains'] if r['arm']=='rl')
-    ax.axhspan(100*rl['low'], 100*rl['high'], color=colour('rl'), alpha=.12, lw=0)
-    ax.axhline(100*rl['difference'], color=colour('rl'), ls='--', lw=1.3, label='RL')
+    rl = rows[0]
+    ax.axhspan(100*rl['rl_low'], 100*rl['rl_high'], color=colour('rl'), alpha=.12, lw=0)
+    ax.axhline(100*rl['rl_difference'], color=colour('rl'), ls='--', lw=1.3, label='RL')
     ax.errorbar([r['solutions'] for r in rows], [100*r['difference'] for r in rows], _errors(rows), fmt=marker('sft_plus')+'-',
                 color=colour('sft_plus'), capsize=3, ms=6, label='SFT+')
     ax.set_xscale('log', base=2)
