@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Count', 'Cap', 'Share', 'Rate', 'Heat', 'Place', 'MATCH_ON', 'PRESETS', 'USUAL', 'TARGETS', 'ROOM', 'OWN_FILES',
-           'FAMILIES', 'UserError', 'check_choice', 'shown', 'as_number', 'Whole', 'Number', 'Word', 'Text', 'Flag',
-           'Several', 'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig',
+           'FAMILIES', 'UserError', 'check_choice', 'shown', 'optional', 'as_number', 'Whole', 'Number', 'Word', 'Text',
+           'Flag', 'Several', 'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig',
            'OnlineConfig', 'PositivesConfig', 'EvalConfig', 'Config', 'own_target', 'check_target', 'task_name',
            'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'versions',
            'device_of', 'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #94e6f540
-import dataclasses, hashlib, importlib.metadata, json, math, os, platform, re, subprocess
+import dataclasses, hashlib, importlib, importlib.metadata, json, math, os, platform, re, subprocess
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -34,6 +34,15 @@ def shown(value)->str:
     "A value as a message quotes it: at most 60 characters."
     text = repr(value)
     return text if len(text) <= 60 else text[:57]+'...'
+
+# %% ../nbs/00_config.ipynb #6d0da010
+def optional(
+    library:str,   # what is imported
+    extra:str      # the extra of this package that installs it
+):                 # the imported library
+    "A library that only some runs need. Raises `UserError` with what is missing and the command that installs it."
+    try: return importlib.import_module(library)
+    except ImportError as e: raise UserError(f"{library} cannot be imported ({e}): pip install 'exp2nb[{extra}]'.") from None
 
 # %% ../nbs/00_config.ipynb #c0b69f69
 def as_number(value):

@@ -25,7 +25,7 @@ from random import Random
 from fastcore.basics import patch
 import pyarrow as pa, pyarrow.parquet as pq
 
-from .config import Number, UserError, check_choice, own_target, seed_of, sha256_of, shown, task_name
+from .config import Number, UserError, check_choice, optional, own_target, seed_of, sha256_of, shown, task_name
 from .data import load_rows, read_json_lines, word_list
 from .stories import World, make_choices, make_stories, world_of
 
@@ -501,9 +501,8 @@ def check_all_solved(rows:list, scored:bool, where):
 # %% ../nbs/05_tasks.ipynb #9571521c
 @lru_cache(maxsize=4)
 def gym_splits(details:str, seed:int)->tuple:   # the data set, split → rows
-    "The problems of a generator. Raises `UserError` if reasoning_gym is not installed, and for an unknown name or setting."
-    try: import reasoning_gym
-    except ImportError: raise UserError("reasoning_gym is not installed: pip install 'exp2nb[gym]'.") from None
+    "The problems of a generator. Raises `UserError` if reasoning_gym cannot be imported, and for an unknown name or setting."
+    reasoning_gym = optional('reasoning_gym', 'gym')
     kind, *settings = details.split(':')
     given = {k: json.loads(v) if re.fullmatch(r'-?[\d.]+|true|false|\[.*\]', v) else v for k,_,v in (s.partition('=') for s in settings)}
     try: data = reasoning_gym.create_dataset(kind, **dict(size=2000, seed=seed) | given)

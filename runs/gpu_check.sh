@@ -48,6 +48,14 @@ make_env 'dev'
 if [ "$device" != cpu ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "error: PyTorch sees no GPU here: try --device cpu." >&2; exit 2
 fi
+# A card's minutes are few: what a part would miss later is said before the first one begins.
+python -c '
+from exp2nb.config import UserError
+try:
+    import exp2nb.fast.whole
+    from exp2nb.bases.hub import library
+    library()
+except (ImportError, UserError) as e: raise SystemExit(f"error: {e}")' || exit 2
 out=${OUT:-out/gpu_check}; mkdir -p "$out"
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning EXP2_DEVICE=$device
 began=$SECONDS failed=() allowed=0
@@ -83,7 +91,7 @@ whole() { # the record of exp2_whole
 
 checks() {
     [ "$device" = cpu ] || python -c "import torch; p = torch.cuda.get_device_properties(0); print(p.name, p.total_memory//2**20, 'MiB, PyTorch', torch.__version__)"
-    part tests limited python -m pytest -q --tb=short --maxfail 20 -p no:cacheprovider "${tests[@]}" tests/test_engine.py
+    part tests limited python -m pytest -q -rs --tb=short --maxfail 20 -p no:cacheprovider "${tests[@]}" tests/test_engine.py
     part real bench real --preset smollm2-135m --no-trl --rounds 2 --check
     part whole whole
     part fresh bench fresh --preset smollm2-135m --no-trl --rounds 1 --fresh

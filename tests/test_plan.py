@@ -65,11 +65,11 @@ def measured(name):
     record = json.loads((RECORDS/f'{name}.json').read_text())
     return record['figures']['rl_step_seconds'], record['workload']
 
-@pytest.mark.parametrize('name', ['h200-d12-f8f9273', 'h200-smollm2-135m-even'])
+@pytest.mark.parametrize('name', ['h200-d12-c49c60c', 'h200-d26', 'h200-smollm2-135m-even'])
 def test_the_plan_is_near_what_was_measured(name, monkeypatch):
     "All rows write 256 tokens in these workloads. An open model's kind sets its utilisation."
     seconds, w = measured(name)
-    c = make_config('d12')
+    c = make_config(w.get('preset', 'd12'))
     c = replace(c, rl=replace(c.rl, problems=w['problems'], samples=w['samples'], max_new=w['new'], steps=1))
     if w['shape']=='smollm2-135m':
         c = replace(c, base='a SmolLM2')

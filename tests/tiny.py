@@ -1,11 +1,16 @@
 """What several tests need: models small enough to run in milliseconds, their tokenizers, a short configuration, an oracle.
 
 Weights are drawn large enough that every part of a model matters: freshly made, some matrices are zero."""
+from importlib.util import find_spec
 import pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from exp2nb.config import make_config, override
 
 CHATML = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 LLAMA3 = ['<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>']
+
+def needs(library):
+    "Skip the test where a library of the extra `hf` is not installed. One that is there and cannot be imported fails."
+    if not find_spec(library): pytest.skip(f"{library} is not installed: pip install 'exp2nb[hf]'")
 
 def tiny_config(run_dir, arm, changes=(), **kw):
     "The smoke preset with caps that make an arm a matter of seconds."
@@ -25,8 +30,8 @@ LLAMA3_TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ 
 
 def hub_tokenizer(texts, size, specials=CHATML, **more):
     "A small byte-level BPE in the form of a tokenizer.json, behind our interface, with the template that goes with its special tokens."
-    pytest.importorskip('tokenizers', reason="tokenizers is not installed: pip install 'exp2nb[hf]'")
-    pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
+    needs('tokenizers')
+    needs('transformers')
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from exp2nb.bases.hub import HubTokenizer
     core = Tokenizer(models.BPE())
@@ -41,7 +46,7 @@ def hub_tokenizer(texts, size, specials=CHATML, **more):
 
 def hub_model(kind='llama', **fields):
     "A small open model, its weights not set."
-    pytest.importorskip('transformers', reason="transformers is not installed: pip install 'exp2nb[hf]'")
+    needs('transformers')
     from exp2nb.bases.hub import HubConfig, HubModel
     size = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=64,
                 vocab_size=301, max_position_embeddings=256, bos_token_id=0, eos_token_id=0, pad_token_id=0)

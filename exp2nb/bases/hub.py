@@ -15,7 +15,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from fastcore.basics import patch
 from .. import protocol
-from ..config import UserError, sha256_of
+from ..config import UserError, optional, sha256_of
 from ..flops import flop_counter
 from ..protocol import Shape, operator
 from ..store import read_object
@@ -34,9 +34,8 @@ def _attend(module, q, k, v, mask, scaling=None, attn_context=None, **more):
 
 @functools.cache
 def library():
-    "`transformers`, with our attention registered. Raises `UserError` if it is not installed."
-    try: import transformers
-    except ImportError: raise UserError("open models need the transformers library: pip install 'exp2nb[hf]'.") from None
+    "`transformers`, with our attention registered. Raises `UserError` if it cannot be imported."
+    transformers = optional('transformers', 'hf')
     transformers.AttentionInterface.register(WAY, _attend)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -241,8 +240,7 @@ def _byte_of():
 
 def _core(text, path):
     "The `tokenizers` library's tokenizer. Raises `UserError` if `text` is none, or of a kind whose bytes are not known."
-    try: from tokenizers import Tokenizer as Core
-    except ImportError: raise UserError("open models need the tokenizers library: pip install 'exp2nb[hf]'.") from None
+    Core = optional('tokenizers', 'hf').Tokenizer
     try:
         core = Core.from_str(text)
         d = json.loads(core.to_str())
