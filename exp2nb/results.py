@@ -811,6 +811,6 @@ def provenance(study:Study)->dict:
 
 def tuning_table(studies)->list:
     "Learning-rate trials on dev with their cost, from `tuning.jsonl` in a run folder, if any: they are outside the budget."
-    trial = dict(arm=str, dev_accuracy=float, flops_model=float)
+    trial = dict(arm=str, factor=float, dev_accuracy=float, flops_model=float)
     runs = dict.fromkeys(r.run for s in studies for r in s.records)
     return [row for run in runs if (run/'tuning.jsonl').exists() for row in read_jsonl(run/'tuning.jsonl', trial)]

@@ -39,7 +39,7 @@ def done(tmp_path_factory):
     fake_run(run/'passes-2', level=.6, sft_sha256='e'*64, **kw)   # a second starting point, as `--sft-passes` makes it
     for f in (run/'passes-2').rglob('config.json'): edit(f, sft_passes=2.)
     write = run/'tuning.jsonl'
-    write.write_text(json.dumps(dict(arm='rl', trial=0, rate=.1, dev_accuracy=.5, flops_model=10**11))+'\n')
+    write.write_text(json.dumps(dict(arm='rl', factor=.5, seed=7, dev_accuracy=.5, flops_model=10**11))+'\n')
     return run, analyse(run)
 
 
