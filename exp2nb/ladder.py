@@ -136,7 +136,7 @@ def split_said(rows, flat:bool, margin:float)->str:
     first,best = FIRST[rows[0]['first']], next(r for r in rows if r['best'])
     if flat: return f'{first}: flat, all shares are within ±{points(margin)} points of each other.'
     others = [f"{100*r['share']:.0f} %" for r in rows if r['as_good'] and not r['best']]
-    also = f"; not told from it: {', '.join(others)}" if others else '; all other shares are below it'
+    also = f"; {', '.join(others)} cannot be told from it" if others else '; all other shares are below it'
     return (f"{first}: the best share of SFT+ is {100*best['share']:.0f} % of the budget, {points(best['difference'], True)} points over "
             f"SFT ({span(best['low'], best['high'], '')}; {best['seeds']} seeds){also}.")
 

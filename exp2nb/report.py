@@ -438,8 +438,9 @@ def budget_table(result)->dict:
     many,off = len(result['seeds'])>1, f"{100*b['residual']:+.3f}".replace('-','−')
     notes = [f"Budgets matched on the {on} basis; largest residual {off} %{', totals are means over seeds' if many else ''}."]
     if result['verdict'].get('premise'): notes.append(f"Did an arm gain? {result['verdict']['premise']['words']}.")
-    z = [f'{percent(x,0)} %' for x in result['zero_advantage'] if x is not None]
-    if z: notes.append(f"Groups without signal in RL: {', '.join(z)}{' (per seed)' if many else ''}.")
+    z = [x for x in result['zero_advantage'] if x is not None]
+    if z: notes.append(f"Groups without signal in RL: {percent(np.mean(z),0)} %"
+                       + f" on average, {percent(min(z),0)} to {percent(max(z),0)} % over the seeds"*(len(z)>1) + '.')
     notes += [f"Seed {r['seed']}. {r['words']}" if many else r['words'] for r in result['tables'].get('drift', [])[:1]]
     spent = 'spent after SFT' if on=='seconds' else 'FLOPs after SFT'
     return as_table(['arm', spent, 'steps', 'epochs', 'accuracy, % (95 %)'], rows, notes=notes)
@@ -586,7 +587,8 @@ def tuning_shown(result)->dict:
         arm, basis, budget = key
         taken = f"×{best['factor']:g}{', at the edge'*bool(best.get('edge'))}" if best else '–'
         return [label(arm) + f', matched on {basis}'*(basis!='model') + f', budget {budget:g}'*(budget!=1),
-                *(percent(np.mean(v)) if v else '–' for v in at.values()), taken, len(trials), amount(sum(r['flops_model'] for r in trials))]
+                *(percent(np.mean(v)) if v else '–' for v in at.values()), taken,
+                len(trials), amount(sum(r['flops_model'] for r in trials))]
     return as_table(['arm', *(f'×{f:g}' for f in factors), 'best', 'trials', 'FLOPs of all'], [row(*a) for a in arms.items()],
                     "Accuracy on dev, in percent, at the arm's rates times a factor, mean over the seeds of the trials; outside the budget")
 

@@ -23,7 +23,7 @@ from .config import MATCH_ON, UserError, sha256_of, task_name
 from .grpo import drift_words
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from exp2nb.stats import (
-    accuracy, coded, coverage_rates, crossover, decide, difference, graded, holm, judge, latent_of, majority_at_k, pass_at_k, points,
+    accuracy, coverage_rates, crossover, decide, difference, graded, holm, judge, latent_of, majority_at_k, pass_at_k, points,
     scope_of)
 from .store import altered_file, read_json, read_jsonl
 
@@ -334,7 +334,7 @@ def outcomes(
 class Compared:
     "RL, SFT+ and SFT at one budget and basis: outcomes on one task, each (seeds, items); SFT has one row where all seeds share it."
     rl:np.ndarray
-    sft_plus:np.ndarray
+    sft_plus:np.ndarray    # or the arm that RL is compared with in its place
     sft:np.ndarray
     starts:int       # number of different SFT checkpoints
     zero_advantage:float   # share of RL's groups without an advantage, mean over seeds; None where it was not recorded
@@ -358,10 +358,10 @@ class Compared:
         return judge(self.rl, self.sft_plus, self.sft, self.zero_advantage, margin, self.paired, self.starts)
 
 # %% ../nbs/21_results.ipynb #b61745c8
-def compare(view:View, checkpoint='end', greedy=True, task=None):
-    "Outcomes of the three arms over the seeds that RL and SFT+ share; None where something was not run."
+def compare(view:View, checkpoint='end', greedy=True, task=None, other='sft_plus'):
+    "Outcomes of RL, SFT+ (or another arm) and SFT over the seeds that the first two share; None where something was not run."
     task,study = task or view.task, view.study
-    rl,sft_plus = view.of('rl'), view.of('sft_plus')
+    rl,sft_plus = view.of('rl'), view.of(other)
     seeds = {r.seed for r in rl} & {r.seed for r in sft_plus}
     if not seeds: return None
     rl,sft_plus = ([r for r in rs if r.seed in seeds] for rs in (rl, sft_plus))
@@ -469,11 +469,9 @@ def benchmark_table(view:View, tasks)->list:
 # %% ../nbs/21_results.ipynb #75cdabb0
 WORDS = dict(end='end of budget', best_dev='best on dev')
 
-def _also(what, basis, rl, other, c, margin, **more)->dict:
-    "A row: RL − `other`, and what the rule says of it, with its premise and its number of seeds."
-    paired = c.paired and len(rl)==len(other)==len(c.sft)
-    code = str(coded(rl, other, c.sft, c.zero_advantage, margin, paired, c.starts))
-    return dict(what=what, basis=basis, **bounds(difference(rl, other, paired)), code=code, seeds=min(len(rl),len(other)), **more)
+def _also(what, basis, c, margin)->dict:
+    "A row: a difference, and what the rule says of it, with its premise and its number of seeds."
+    return dict(what=what, basis=basis, **bounds(c.estimate()), code=c.judged(margin)['code'], seeds=c.seeds)
 
 def also_table(view:View, margin)->list:
     "RL minus another arm in every way that was run besides the endpoint, with the code that the rule gives it."
@@ -483,14 +481,13 @@ def also_table(view:View, margin)->list:
             c = compare(view, ckpt, greedy)
             endpoint = ckpt=='end' and greedy and view.match_on=='model'
             what = f'RL − SFT+, {WORDS[ckpt]}, {"greedy" if greedy else "sampled"}'
-            if c and not endpoint: rows.append(_also(what, view.match_on, c.rl, c.sft_plus, c, margin))
+            if c and not endpoint: rows.append(_also(what, view.match_on, c, margin))
     for m in study.bases():
         c = compare(View(study, view.task, m, view.budget)) if m!=view.match_on else None
-        if c: rows.append(_also(f'RL − SFT+, matched on {m}', m, c.rl, c.sft_plus, c, margin))
-    c = compare(view)
+        if c: rows.append(_also(f'RL − SFT+, matched on {m}', m, c, margin))
     for arm in study.arms():
-        x = outcomes(view.of(arm), view.task) if arm not in ('sft','rl','sft_plus') else None
-        if c and x is not None: rows.append(_also(f'RL − {label(arm)}', view.match_on, c.rl, x, c, margin))
+        c = compare(view, other=arm) if arm not in ('sft','rl','sft_plus') else None
+        if c: rows.append(_also(f'RL − {label(arm)}', view.match_on, c, margin))
     return rows
 
 # %% ../nbs/21_results.ipynb #446f25eb

@@ -643,7 +643,8 @@ def _crossing_words(axis, x, at, low, high, ahead, seeds)->str:
     else:
         who = f'{ahead} is ahead' if ahead else 'the two score the same'
         text = f'no crossing in the range: {who} at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
-        if high>0: text += f' (one up to {edge(high)} is not ruled out)'
+        if np.isinf(high): text += ', but its lead at the end is not certain'
+        elif high>0: text += f' (a crossing up to {edge(high)} is not ruled out)'
     return text + ('; one seed a point, so this is about these checkpoints' if seeds==1 else '')
 
 # %% ../nbs/20_stats.ipynb #3c6cec61

@@ -63,6 +63,19 @@ def test_result_is_valid_and_complete(done):
     assert [len(result['tables'][k]) for k in ('budgets', 'starts', 'tuning')]==[3, 2, 1] and result['crossover']['budget']
 
 
+def test_an_arm_with_fewer_seeds_is_compared_on_the_seeds_that_both_have(tmp_path):
+    "Ten seeds with an SFT checkpoint each, and three of random rewards: three pairs, too few for a word, however large the difference."
+    run, kw = tmp_path/'one', SMALL | dict(vary='sft')
+    for seed in range(10):
+        for arm in ('sft', 'rl', 'sft_plus', 'rl_random')[:4 if seed < 3 else 3]:
+            fake_arm(run, arm, seed, gain=dict(rl=.1, rl_random=-.3).get(arm, 0.), sft_sha256=f'{seed:064x}', **kw)
+    result = analyse(run)
+    row = next(r for r in result['tables']['also'] if 'random' in r['what'])
+    rl, other = (result['arms'][a]['stories']['accuracy'][:3] for a in ('rl', 'rl_random'))
+    assert (row['seeds'], row['code'])==(3, 'cannot_tell') and row['low'] > 0
+    assert abs(row['difference']-(sum(rl)-sum(other))/3) < 1e-12
+
+
 def test_difference_is_of_the_endpoint(done):
     _, result = done
     mean = lambda a: sum(result['arms'][a]['stories']['accuracy'])/3
