@@ -1072,6 +1072,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.report.p_value': ('report.html#p_value', 'exp2nb/report.py'),
                                'exp2nb.report.page_data': ('report.html#page_data', 'exp2nb/report.py'),
                                'exp2nb.report.percent': ('report.html#percent', 'exp2nb/report.py'),
+                               'exp2nb.report.pictured': ('report.html#pictured', 'exp2nb/report.py'),
                                'exp2nb.report.plain': ('report.html#plain', 'exp2nb/report.py'),
                                'exp2nb.report.price_of_a_reward': ('report.html#price_of_a_reward', 'exp2nb/report.py'),
                                'exp2nb.report.prices_shown': ('report.html#prices_shown', 'exp2nb/report.py'),

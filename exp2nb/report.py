@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FIGURES', 'ABOUT', 'SCOPED', 'CONTRASTS', 'PANELS', 'SHARES', 'WAYS', 'BASES', 'RULE',
-           'PARTS', 'LEDE', 'RESULT_SCHEMA', 'compared', 'colour', 'marker', 'legend_below', 'measure', 'about',
-           'figure', 'accuracy_vs_flops', 'budget_by_stage', 'benchmarks', 'rl_over_steps', 'more_tries', 'overlap',
-           'over_budgets', 'over_starts', 'ladder', 'frontier', 'split_curve', 'price_of_a_reward', 'draw', 'percent',
-           'amount', 'with_interval', 'as_table', 'verdict_card', 'budget_table', 'scores_table', 'p_value',
+           'PARTS', 'LEDE', 'RESULT_SCHEMA', 'compared', 'colour', 'marker', 'pictured', 'legend_below', 'measure',
+           'about', 'figure', 'accuracy_vs_flops', 'budget_by_stage', 'benchmarks', 'rl_over_steps', 'more_tries',
+           'overlap', 'over_budgets', 'over_starts', 'ladder', 'frontier', 'split_curve', 'price_of_a_reward', 'draw',
+           'percent', 'amount', 'with_interval', 'as_table', 'verdict_card', 'budget_table', 'scores_table', 'p_value',
            'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown', 'beside_shown', 'prices_shown',
            'gains_shown', 'neighbours_shown', 'reach_in_words', 'trust_shown', 'tuning_shown', 'sources', 'templates',
            'with_picture', 'page_data', 'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show']
@@ -42,12 +42,13 @@ def compared(run_dirs, **kwargs)->dict:
 
 # %% ../nbs/23_report.ipynb #f44a78e9
 _cb = sns.color_palette('colorblind').as_hex()
+_mixed = sns.blend_palette(_cb[:2], 5).as_hex()   # from RL to SFT+, by quarters
 COLOURS = dict(sft='#595959', rl=_cb[0], sft_plus=_cb[1], rft=_cb[2], rl_random=_cb[4], sft_mix=_cb[5],
                sft_plus4=_cb[1], sft_plus16=_cb[1], positives=_cb[3], rft_online=_cb[6],
-               **{f'{a}{s}_{b}{100-s}': _cb[7+(a=='rl')] for s,a,b in SPLITS})
+               **{f'{a}{s}_{b}{100-s}': _mixed[(s if a=='sft' else 100-s)//25] for s,a,b in SPLITS})
 MARKERS = dict(sft='s', rl='o', sft_plus='D', rft='^', rl_random='v', sft_mix='P', sft_plus4='d', sft_plus16='h',
-               positives='*', rft_online='<',
-               **{f'{a}{s}_{b}{100-s}': {25:'1', 50:'2', 75:'3'}[s] for s,a,b in SPLITS})
+               positives='p', rft_online='<',
+               **{f'{a}{s}_{b}{100-s}': 'X' if a=='rl' else '>' for s,a,b in SPLITS})
 STYLE = {
     'figure.figsize':(5.4,3.7), 'figure.dpi':100, 'savefig.dpi':190, 'figure.constrained_layout.use':True,
     'font.size':10.5, 'axes.titlesize':10.5, 'axes.labelsize':10.5, 'legend.fontsize':9.5, 'xtick.labelsize':9.5, 'ytick.labelsize':9.5,
@@ -62,9 +63,16 @@ def marker(arm):
     "An arm's marker."
     return MARKERS.get(arm, 'X')
 
-def legend_below(fig, handles, labels, ncol=3):
-    "A legend under the axes, where it hides no data."
-    fig.legend(handles, labels, loc='outside lower center', ncol=ncol)
+def pictured(arms)->list:
+    "The arms that are drawn over each other: all of up to six besides SFT; of more, those of the question and its controls."
+    arms = list(dict.fromkeys(arms))
+    few = len([a for a in arms if a!='sft']) <= 6
+    return [a for a in arms if few or a in ('sft', 'rl', 'sft_plus', 'rft', 'rl_random', 'sft_mix')]
+
+def legend_below(fig, handles, labels):
+    "A legend under the axes, where it hides no data, in as many columns as its longest name leaves room for."
+    longest = max(map(len, labels), default=0)
+    fig.legend(handles, labels, loc='outside lower center', ncol=max(1, min(3, 70//(6+longest))))
 
 # %% ../nbs/23_report.ipynb #979df8fe
 FIGURES = {}   # name → (function of the result, title, caption)
@@ -109,7 +117,7 @@ def _at_ends(ax, rows, arm, shift):
 @figure('Accuracy against the FLOPs spent after SFT', '''Points: greedy accuracy on the test problems where each budget ends,
 with 95 % intervals. Dashed: the SFT checkpoint from which all arms start, on the same problems. Where budgets are equal, the
 arms are drawn a hair apart. Thin lines: the gain over that checkpoint on the dev problems along the way (band: lowest to
-highest seed).''')
+highest seed). Of more than six arms, RL, SFT+ and their controls are drawn; the table has all.''')
 def accuracy_vs_flops(result):
     fig,ax = plt.subplots()
     t,on = result['tables'], result['budget']['match_on']
@@ -119,7 +127,7 @@ def accuracy_vs_flops(result):
         start = 100*r['accuracy']
         ax.axhline(start, color=colour('sft'), ls='--', lw=1.3, label='SFT, test')
         ax.axhspan(100*r['low'], 100*r['high'], color=colour('sft'), alpha=.08, lw=0)
-    for i,arm in enumerate(a for a in dict.fromkeys(r['arm'] for r in ends) if a!='sft'):
+    for i,arm in enumerate(pictured(r['arm'] for r in ends if r['arm']!='sft')):
         curve = [r for r in t['curve'] if r['arm']==arm]
         if curve: _dev_band(ax, curve, arm, start)
         _at_ends(ax, [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')], arm, 1+.012*i)
@@ -215,12 +223,13 @@ def rl_over_steps(result):
 # %% ../nbs/23_report.ipynb #2fbddfc1
 @figure('More tries: pass@k and majority@k', '''Solid: at least one of k samples is right. Dashed: the most frequent answer is
 right. All arms are sampled with the same temperature and top-k (see "evaluation" below); bands are 95 % intervals. Lines that
-cross mean that an arm is better at one try and worse at many.''')
+cross mean that an arm is better at one try and worse at many. Of more than six arms, RL, SFT+ and their controls are drawn.''')
 def more_tries(result):
     d = pd.DataFrame(result['tables']['tries'])
     if d.empty or d.k.max()<2: return None
     fig,ax = plt.subplots()
-    for arm,g in d.groupby('arm', sort=False):
+    for arm in pictured(d.arm):
+        g = d[d.arm==arm]
         solid,dashed = (g[g.measure==m] for m in ('pass','majority'))
         ax.plot(solid.k, 100*solid.value, '-', marker=marker(arm), color=colour(arm), ms=5, label=label(arm))
         ax.fill_between(solid.k, 100*solid.low, 100*solid.high, color=colour(arm), alpha=.13, lw=0)
@@ -323,12 +332,12 @@ def frontier(result):
     fig,ax = plt.subplots(figsize=(5.4,4.6))
     for r in rows:
         x,y = 100*r['other_difference'], 100*r['difference']
-        ax.errorbar(x, y, _errors([r]), _errors([r], 'other_'), fmt=marker(r['arm']), color=colour(r['arm']), ms=7, capsize=2, lw=.8,
-                    label=label(r['arm']))
+        ax.errorbar(x, y, _errors([r]), _errors([r], 'other_'), fmt='none', ecolor=colour(r['arm']), lw=.8, alpha=.45)
+        ax.plot(x, y, marker(r['arm']), color=colour(r['arm']), ms=8, mec='white', label=label(r['arm']))
     ax.axhline(0, color='.3', lw=1)
     ax.axvline(0, color='.3', lw=1)
     ax.set(xlabel='difference to SFT on the other benchmarks (points)', ylabel=f"gain on {result['task']} (points)")
-    legend_below(fig, *ax.get_legend_handles_labels(), ncol=2)
+    legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
 # %% ../nbs/23_report.ipynb #6fc7660d
