@@ -128,7 +128,7 @@ def ladder_said(rows)->str:
         return f"{names} {points(r['difference'], True)} points ({span(r['low'], r['high'], '')}; {r['seeds']} seeds)"
     said = list(map(step, told))
     if not said: return f"No step of the ladder, of {len(rows)}, can be told from zero after Holm's correction."
-    other = f" The other {rest} cannot be told from zero." if rest else ''
+    other = f" The other {'one' if rest==1 else rest} cannot be told from zero." if rest else ''
     return f"Steps of the ladder that differ from zero after Holm's correction: {'; '.join(said)}.{other}"
 
 def split_said(rows, flat:bool, margin:float)->str:
