@@ -370,7 +370,7 @@ def in_other_words(
     n:int      # solutions a problem
 )->list:       # conversations
     "Each problem n times, with a solution in other words. Raises `UserError` for a task whose solutions are not ours to write."
-    if task.name.partition(':')[0]!='stories':
+    if task.name.partition('-')[0]!='stories':   # levels are named stories-hard
         raise UserError(f'{task.name} has one solution a problem: only the stories are written in {n} ways.')
     problems = [task[i] for i in range(len(task))]
     return [task.conversation(replace(p, solution=solution_parts(reworded(annotated(p.solution), k)))) for p in problems for k in range(n)]

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['COLOURS', 'MARKERS', 'STYLE', 'FIGURES', 'ABOUT', 'SCOPED', 'CONTRASTS', 'PANELS', 'SHARES', 'WAYS', 'BASES', 'RULE',
            'PARTS', 'LEDE', 'RESULT_SCHEMA', 'compared', 'colour', 'marker', 'pictured', 'legend_below', 'measure',
-           'about', 'figure', 'accuracy_vs_flops', 'budget_by_stage', 'benchmarks', 'rl_over_steps', 'more_tries',
-           'overlap', 'over_budgets', 'over_starts', 'ladder', 'frontier', 'split_curve', 'price_of_a_reward', 'draw',
-           'percent', 'amount', 'with_interval', 'as_table', 'verdict_card', 'budget_table', 'scores_table', 'p_value',
-           'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown', 'beside_shown', 'prices_shown',
-           'gains_shown', 'neighbours_shown', 'reach_in_words', 'trust_shown', 'tuning_shown', 'sources', 'templates',
-           'with_picture', 'page_data', 'html_page', 'plain', 'check_result', 'analyse', 'verdict_line', 'show']
+           'about', 'fewer_seeds', 'figure', 'face', 'accuracy_vs_flops', 'budget_by_stage', 'benchmarks',
+           'rl_over_steps', 'more_tries', 'overlap', 'over_budgets', 'over_starts', 'ladder', 'frontier', 'split_curve',
+           'price_of_a_reward', 'draw', 'percent', 'amount', 'with_interval', 'as_table', 'verdict_card',
+           'budget_table', 'scores_table', 'p_value', 'scope_notes', 'also_shown', 'by_basis_shown', 'benchmarks_shown',
+           'beside_shown', 'prices_shown', 'gains_shown', 'neighbours_shown', 'reach_in_words', 'trust_shown',
+           'tuning_shown', 'sources', 'templates', 'with_picture', 'page_data', 'html_page', 'plain', 'check_result',
+           'analyse', 'verdict_line', 'show']
 
 # %% ../nbs/23_report.ipynb #77dedc5c
 import base64, io
@@ -90,6 +91,13 @@ def about(result)->str:
     "Of what differences and their intervals speak, where that is not the methods."
     return ABOUT.get(result['verdict'].get('scope'), '')
 
+def fewer_seeds(result)->str:
+    "What an open marker says, as the end of a caption, where some points have fewer seeds than others."
+    have = {r['seeds'] for r in result['tables']['ends']}
+    if len(have) < 2: return ''
+    return (f'Open markers: fewer than {max(have)} seeds; intervals of a few seeds may cover less than they promise, and no verdict rests '
+            'on them.')
+
 def figure(title, caption):
     "Register a figure: its function takes the result and returns a Figure, or None where there is nothing to draw."
     def add(f):
@@ -106,23 +114,29 @@ def _dev_band(ax, rows, arm, start):
     ax.plot(x, y.mean(0), color=colour(arm), lw=1.2, alpha=.6)
     if len(runs)>1: ax.fill_between(x, y.min(0), y.max(0), color=colour(arm), alpha=.12, lw=0)
 
-def _at_ends(ax, rows, arm, shift):
-    "A point with its interval where each budget ends."
-    for k,r in enumerate(rows):
+def face(arm, row, most):
+    "A marker's looks: open where there are fewer seeds than elsewhere."
+    return dict(mfc='white', mec=colour(arm)) if row['seeds'] < most else dict(mec='white')
+
+def _at_ends(ax, rows, arm, shift, most):
+    "A point with its interval where each budget ends; open where it has fewer than `most` seeds."
+    name = f'{label(arm)}, test'
+    for r in sorted(rows, key=lambda r: -r['seeds']):
         y,low,high = (100*r[k] for k in ('accuracy','low','high'))
-        ax.errorbar(r['flops']*shift, y, [[y-low],[high-y]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, mec='white',
-                    label=f'{label(arm)}, test' if k==0 else None)
+        ax.errorbar(r['flops']*shift, y, [[y-low],[high-y]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, label=name,
+                    **face(arm, r, most))
+        name = None
 
 # %% ../nbs/23_report.ipynb #e4424be9
 @figure('Accuracy against the FLOPs spent after SFT', '''Points: greedy accuracy on the test problems where each budget ends,
-with 95 % intervals. Dashed: the SFT checkpoint from which all arms start, on the same problems. Where budgets are equal, the
-arms are drawn a hair apart. Thin lines: the gain over that checkpoint on the dev problems along the way (band: lowest to
-highest seed). Of more than six arms, RL, SFT+ and their controls are drawn; the table has all.''')
+with 95 % intervals. Dashed: SFT, where the arms start, on the same problems (the mean, where every seed has a checkpoint of its
+own). Where budgets are equal, the arms are drawn a hair apart. Thin lines: the gain over that checkpoint on the dev problems along
+the way (band: lowest to highest seed). Of more than six arms, RL, SFT+ and their controls are drawn; the table has all.''')
 def accuracy_vs_flops(result):
     fig,ax = plt.subplots()
     t,on = result['tables'], result['budget']['match_on']
     ends = [r for r in t['ends'] if r['checkpoint']=='end' and r['decoding']=='greedy']
-    start = 0.
+    start,most = 0.,max((r['seeds'] for r in ends), default=1)
     for r in [r for r in ends if r['arm']=='sft']:
         start = 100*r['accuracy']
         ax.axhline(start, color=colour('sft'), ls='--', lw=1.3, label='SFT, test')
@@ -130,7 +144,7 @@ def accuracy_vs_flops(result):
     for i,arm in enumerate(pictured(r['arm'] for r in ends if r['arm']!='sft')):
         curve = [r for r in t['curve'] if r['arm']==arm]
         if curve: _dev_band(ax, curve, arm, start)
-        _at_ends(ax, [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')], arm, 1+.012*i)
+        _at_ends(ax, [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')], arm, 1+.012*i, most)
     if t['curve']: ax.plot([], [], color='.5', lw=1.2, label='thin: gain on dev')
     ax.set(xlabel='model FLOPs spent after SFT', ylabel=f"{measure(result)} on {result['task']} (%)", xlim=(0,None))
     legend_below(fig, *ax.get_legend_handles_labels())
@@ -177,7 +191,7 @@ def budget_by_stage(result):
 CONTRASTS = dict(rl_vs_sft_plus=('RL − SFT+','#000000','o'), rl_vs_sft=('RL − SFT',COLOURS['rl'],'o'),
                  sft_plus_vs_sft=('SFT+ − SFT',COLOURS['sft_plus'],'D'))
 
-@figure('The benchmarks that neither arm trained on', '''Paired differences with 95 % intervals, which are not adjusted for the
+@figure('The benchmarks that neither arm trained on after SFT', '''Paired differences with 95 % intervals, which are not adjusted for the
 number of benchmarks. Left of zero, the first-named is worse: below SFT means forgetting. Filled markers stay significant after
 Holm's correction within their contrast.''')
 def benchmarks(result):
@@ -227,13 +241,15 @@ cross mean that an arm is better at one try and worse at many. Of more than six 
 def more_tries(result):
     d = pd.DataFrame(result['tables']['tries'])
     if d.empty or d.k.max()<2: return None
+    if 'seeds' not in d: d['seeds'] = 1   # records of before it was noted
     fig,ax = plt.subplots()
+    most = d.seeds.max()
     for arm in pictured(d.arm):
         g = d[d.arm==arm]
         solid,dashed = (g[g.measure==m] for m in ('pass','majority'))
-        ax.plot(solid.k, 100*solid.value, '-', marker=marker(arm), color=colour(arm), ms=5, label=label(arm))
+        ax.plot(solid.k, 100*solid.value, '-', marker=marker(arm), color=colour(arm), ms=5, label=label(arm), **face(arm, g.iloc[0], most))
         ax.fill_between(solid.k, 100*solid.low, 100*solid.high, color=colour(arm), alpha=.13, lw=0)
-        ax.plot(dashed.k, 100*dashed.value, '--', marker=marker(arm), color=colour(arm), ms=5)
+        ax.plot(dashed.k, 100*dashed.value, '--', marker=marker(arm), color=colour(arm), ms=5, **face(arm, g.iloc[0], most))
     ks = sorted(d.k.unique())
     ax.set_xscale('log', base=2)
     ax.set(xticks=ks, xticklabels=ks, xlabel='tries k', ylabel=f"{result['task']} solved (%)")
@@ -269,19 +285,20 @@ def overlap(result):
 
 # %% ../nbs/23_report.ipynb #a0524743
 def _difference_along(rows, x, xlabel, margin):
-    "RL − SFT+ with its interval along one axis, beside the equivalence margin."
+    "RL − SFT+ with its interval along one axis, beside the equivalence margin; the legend says over how many seeds."
+    many = '–'.join(map(str, sorted({rows[0]['seeds'], rows[-1]['seeds']})))
     fig,ax = plt.subplots(figsize=(5.4,3.3))
     d = 100*pd.DataFrame(rows)
     ax.axhspan(-100*margin, 100*margin, color='.5', alpha=.12, lw=0, label='equivalence margin')
     ax.axhline(0, color='.3', lw=1)
     ax.fill_between(d[x], d.low, d.high, color=colour('rl'), alpha=.2, lw=0, label='95 % interval')
-    ax.plot(d[x], d.difference, 'o-', color=colour('rl'), label='RL − SFT+')
+    ax.plot(d[x], d.difference, 'o-', color=colour('rl'), label=f"RL − SFT+, {many} seed{'s'*(many!='1')}")
     ax.set(xlabel=xlabel, ylabel='difference in accuracy (points)')
     legend_below(fig, *ax.get_legend_handles_labels())
     return fig
 
 @figure('From which budget on does RL pay?', '''RL minus SFT+ at equal billed FLOPs for several budgets, each with its own learning-rate
-schedule. Where the band lies above zero, RL pays.''')
+schedule, over the seeds that all budgets have. The bands are drawn from budget to budget; nothing was run in between.''')
 def over_budgets(result):
     rows = result['tables']['budgets']
     if len(rows)<2: return None
@@ -293,7 +310,7 @@ def over_budgets(result):
     return fig
 
 @figure('From which starting point does RL pay?', '''RL minus SFT+ at equal billed FLOPs, against the accuracy of the SFT
-checkpoint from which both start.''')
+checkpoints from which both start, over the seeds that all of them have.''')
 def over_starts(result):
     rows = result['tables']['starts']
     return _difference_along(rows, 'sft_accuracy', 'accuracy of the SFT checkpoint (%)', result['margin']) if len(rows)>1 else None
@@ -329,11 +346,12 @@ zero: something was forgotten.''')
 def frontier(result):
     rows = [r for r in result['tables'].get('gains', []) if r['other_difference'] is not None]
     if len(rows) < 3: return None
+    most = max(r['seeds'] for r in rows)
     fig,ax = plt.subplots(figsize=(5.4,4.6))
     for r in rows:
         x,y = 100*r['other_difference'], 100*r['difference']
         ax.errorbar(x, y, _errors([r]), _errors([r], 'other_'), fmt='none', ecolor=colour(r['arm']), lw=.8, alpha=.45)
-        ax.plot(x, y, marker(r['arm']), color=colour(r['arm']), ms=8, mec='white', label=label(r['arm']))
+        ax.plot(x, y, marker(r['arm']), color=colour(r['arm']), ms=8, label=label(r['arm']), **face(r['arm'], r, most))
     ax.axhline(0, color='.3', lw=1)
     ax.axvline(0, color='.3', lw=1)
     ax.set(xlabel='difference to SFT on the other benchmarks (points)', ylabel=f"gain on {result['task']} (points)")
@@ -342,7 +360,8 @@ def frontier(result):
 
 # %% ../nbs/23_report.ipynb #6fc7660d
 @figure('How much of the budget should be SFT+?', '''Gain over the SFT checkpoint with 95 % intervals. At 0 all of the budget went to
-RL, at 100 % all of it to SFT+; in between one came after the other. Over the seeds that all points of a curve have.''')
+RL, at 100 % all of it to SFT+; in between one came after the other. Over the seeds that all points of a curve have. The highest of
+several points is highest by chance, too, and the intervals are not adjusted for that.''')
 def split_curve(result):
     rows = result['tables'].get('splits', [])
     if not rows: return None
@@ -400,7 +419,7 @@ def draw(
                 (folder/f'{name}.png').write_bytes(buf.getvalue())
                 fig.savefig(folder/f'{name}.svg', metadata={'Date':None})
             plt.close(fig)
-        scope = about(result) if name in SCOPED else ''
+        scope = f'{about(result)} {fewer_seeds(result)}' if name in SCOPED else ''
         out[name] = dict(title=title, caption=f'{caption} {scope}'.strip(), png=buf.getvalue())
     return out
 
@@ -483,17 +502,18 @@ def scope_notes(result)->list:
     return [about(result)] if about(result) else []
 
 def also_shown(result)->dict:
-    "Differences besides the endpoint, with what the whole rule says of them: premise, seeds and interval."
+    "Differences besides the endpoint, with what the rule says of each alone: premise, seeds and interval."
     rows = [[r['what'], points(r['difference'],True), span(r['low'],r['high'],''), r['seeds'], CODE_WORDS[r['code']]]
             for r in result['tables']['also']]
-    return as_table(['comparison', 'points', '95 % interval', 'seeds', 'rule says'], rows, notes=scope_notes(result))
+    note = "Each row is judged by itself: no second way of counting is asked, and nothing is adjusted for the number of rows."
+    return as_table(['comparison', 'points', '95 % interval', 'seeds', 'by itself'], rows, notes=[note, *scope_notes(result)])
 
 def by_basis_shown(result)->dict:
     "The difference under each way of counting FLOPs, and which of them decide."
     rows = [[f'equal {FLOPS[k]}', points(b['difference'],True), span(*b['interval'],''), b['seeds'], CODE_WORDS[b['code']],
              'decides' if k in ('model','executed') else 'reported'] for k,b in result['verdict'].get('by_basis', {}).items()]
     if 'executed' not in result['verdict'].get('by_basis', {}): rows.append([f'equal {FLOPS["executed"]}', *'–––', 'not run', 'decides'])
-    return as_table(['RL − SFT+ at', 'points', '95 % interval', 'seeds', 'rule says', ''], rows)
+    return as_table(['RL − SFT+ at', 'points', '95 % interval', 'seeds', 'by itself', ''], rows)
 
 def benchmarks_shown(result)->dict:
     "Differences on the benchmarks, with Holm's p-values."
@@ -536,7 +556,7 @@ def gains_shown(result)->dict:
               amount(r['generation']) if r['generation'] else '–', amount(r['training'])] for r in rows]
     head = ['arm', 'trains on', 'seeds', 'gain over SFT, points (95 %)', 'other benchmarks, points (95 %)', 'KL to SFT, nats a token',
             'entropy, nats a token', 'generation, FLOPs', 'training, FLOPs']
-    return as_table(head, lines, notes=scope_notes(result))
+    return as_table(head, lines, notes=['The intervals are not adjusted for the number of arms.', *scope_notes(result)])
 
 def neighbours_shown(result)->dict:
     "The steps of the ladder."
@@ -562,8 +582,8 @@ def reach_in_words(result)->list:
     design = f"{n} seed{'s' if n>1 else ''} and {v['items']:,} problems"
     out = [f"Did an arm gain? {v['premise']['words']}.",
            f"Reach: with {design}, equal arms would be shown to be within ±{margin} points in about {100*r['chance_equivalent']:.0f} % "
-           f"of such experiments; a true difference of {points(r['smallest_effect'])} points would be seen in at least 80 %. Both include "
-           'how badly so few seeds know the spread of runs.']
+           f"of such experiments; a true difference of {points(r['smallest_effect'])} points would be seen in at least 80 %. Both are of "
+           'one way of counting, and include how badly so few seeds know the spread of runs.']
     if n==1 and v['mcnemar_p'] is not None:
         out.append(f"McNemar's exact test of these two checkpoints, which says nothing of the methods: p = {v['mcnemar_p']:.3g}.")
     return out
@@ -630,7 +650,7 @@ def with_picture(figure)->dict:
     return dict(title=figure['title'], caption=figure['caption'], src='data:image/png;base64,'+base64.b64encode(figure['png']).decode())
 
 # %% ../nbs/23_report.ipynb #1b91e690
-LEDE = '''Two copies of one fine-tuned model were billed the same FLOPs. One spent them on reinforcement learning (GRPO), the
+LEDE = '''Of each fine-tuned model, two copies were billed the same FLOPs. One spent them on reinforcement learning (GRPO), the
 other on more supervised training (SFT+) on the same problems. Which solves more unseen problems? Task {task}, preset {preset},
 {seeds} seed{s}, {items:,} test problems.'''
 

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['ARM', 'ROWS', 'UNREAD', 'SPLITS', 'LABELS', 'CHANCE', 'MUST_AGREE', 'CHECKPOINTS', 'WORDS', 'DYNAMICS', 'ENDPOINT',
            'GRADED', 'SCHEMA_VERSION', 'label', 'Record', 'table', 'again', 'read_record', 'discover', 'check_seeds',
-           'Study', 'View', 'check_same', 'check_sft', 'check_budget', 'check_complete', 'starting_points', 'recipe',
-           'cells', 'outcomes', 'Compared', 'compare', 'zero_advantage_of', 'same_items', 'bounds', 'ends_table',
-           'curve_table', 'stage_table', 'price_table', 'benchmark_table', 'also_table', 'beside_table', 'tries_table',
-           'overlap_table', 'dynamics_table', 'drift_table', 'budgets_table', 'starts_table', 'not_run', 'arm_scores',
-           'budget_entry', 'measure_of', 'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table',
-           'tables', 'Checked', 'checked', 'summary', 'summarise', 'provenance', 'tuning_table']
+           'Study', 'View', 'shared_seeds', 'check_same', 'check_sft', 'check_budget', 'check_complete',
+           'starting_points', 'recipe', 'cells', 'outcomes', 'Compared', 'compare', 'zero_advantage_of', 'same_items',
+           'bounds', 'ends_table', 'curve_table', 'stage_table', 'price_table', 'benchmark_table', 'also_table',
+           'beside_table', 'tries_table', 'overlap_table', 'dynamics_table', 'drift_table', 'budgets_table',
+           'starts_table', 'on_shared_seeds', 'seeds_lacking', 'not_run', 'arm_scores', 'budget_entry', 'measure_of',
+           'judged_on', 'verdict_of', 'executed_ratio', 'elsewhere', 'errors_table', 'tables', 'Checked', 'checked',
+           'summary', 'summarise', 'provenance', 'tuning_table']
 
 # %% ../nbs/21_results.ipynb #be805124
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -204,10 +205,19 @@ class View:
     task:str
     match_on:str='model'
     budget:float=1.
+    seeds:frozenset=None   # these alone; None: all
 
     def of(self, arm):
         "The arm's records, one per seed."
-        return self.study.get(arm, self.match_on, self.budget)
+        return [r for r in self.study.get(arm, self.match_on, self.budget) if self.seeds is None or r.seed in self.seeds]
+
+    def on(self, seeds):
+        "The same on these seeds alone."
+        return replace(self, seeds=frozenset(seeds))
+
+def shared_seeds(*runs)->set:   # each the records of an arm
+    "The seeds that all of them have."
+    return set.intersection(*({r.seed for r in rs} for rs in runs))
 
 # %% ../nbs/21_results.ipynb #38d8f69b
 def check_same(records, field, why, get=None):
@@ -293,10 +303,14 @@ def starting_points(records)->list:   # Studies, the main one first
         if known:
             known[0].records += rs
             continue
-        for s in studies:
-            if not s.paired and recipe(s.records[0])==recipe(rs[0]):
-                check_same([s.records[0],rs[0]], 'sft_sha256', 'the same SFT recipe gave two checkpoints; run both from the same one.')
-        studies.append(Study(rs))
+        alike = next((s for s in studies if recipe(s.records[0])==recipe(rs[0])), None)
+        if alike is None:
+            studies.append(Study(rs))
+            continue
+        why = 'the same SFT recipe gave two checkpoints; run both from the same one.'
+        if not alike.paired: check_same([alike.records[0], rs[0]], 'sft_sha256', why)
+        for seed in shared_seeds(alike.records, rs): check_same([r for r in (*alike.records, *rs) if r.seed==seed], 'sft_sha256', why)
+        alike.records += rs   # further seeds
     for s in studies:
         check_sft(s.records)
         check_same(s.records, 'tokenizer_sha256', 'the arms do not share a tokenizer.')
@@ -361,10 +375,9 @@ class Compared:
 def compare(view:View, checkpoint='end', greedy=True, task=None, other='sft_plus'):
     "Outcomes of RL, SFT+ (or another arm) and SFT over the seeds that the first two share; None where something was not run."
     task,study = task or view.task, view.study
-    rl,sft_plus = view.of('rl'), view.of(other)
-    seeds = {r.seed for r in rl} & {r.seed for r in sft_plus}
+    seeds = shared_seeds(view.of('rl'), view.of(other))
     if not seeds: return None
-    rl,sft_plus = ([r for r in rs if r.seed in seeds] for rs in (rl, sft_plus))
+    rl,sft_plus = (view.on(seeds).of(a) for a in ('rl', other))
     starts = study.starts_of(rl)
     got = [outcomes(rs, task, checkpoint, greedy) for rs in (rl, sft_plus, starts)]
     if any(g is None for g in got): return None
@@ -378,9 +391,9 @@ def zero_advantage_of(r:Record):
     return float(r.metrics.zero_advantage.mean()) if 'zero_advantage' in r.metrics else None
 
 # %% ../nbs/21_results.ipynb #119b4885
-def same_items(study:Study, tasks):
+def same_items(records, tasks):
     "Every record answered the same problems of every task. Raises `UserError` naming the file at odds."
-    for t in tasks: outcomes([r for r in study.records if not cells(r, t).empty], t)
+    for t in tasks: outcomes([r for r in records if not cells(r, t).empty], t)
 
 # %% ../nbs/21_results.ipynb #1901924f
 CHECKPOINTS = ('end', 'best_dev')
@@ -443,9 +456,11 @@ def _pairs(view:View):
 
 def price_table(view:View)->list:
     "What RL's total would have bought of SFT+ on each basis: steps and epochs; mean over seeds."
-    pairs,rows = _pairs(view), []
-    bought = [would_buy(a.spent, b.spent, b.info.get('steps') or 0, b.info.get('epochs') or 0) for a,b in pairs]
+    rows = []
     for m in MATCH_ON:
+        timed = m=='seconds' and m in view.study.bases()   # these runs had the machine for themselves
+        pairs = _pairs(replace(view, match_on=m) if timed else view)
+        bought = [would_buy(a.spent, b.spent, b.info.get('steps') or 0, b.info.get('epochs') or 0) for a,b in pairs]
         if not bought or any(m not in w for w in bought): continue
         rows.append(dict(basis=m, rl=float(np.mean([a.spent[m] for a,_ in pairs])), sft_plus=float(np.mean([b.spent[m] for _,b in pairs])),
                          steps=float(np.mean([w[m]['steps'] for w in bought])), epochs=float(np.mean([w[m]['epochs'] for w in bought]))))
@@ -474,7 +489,7 @@ def _also(what, basis, c, margin)->dict:
     return dict(what=what, basis=basis, **bounds(c.estimate()), code=c.judged(margin)['code'], seeds=c.seeds)
 
 def also_table(view:View, margin)->list:
-    "RL minus another arm in every way that was run besides the endpoint, with the code that the rule gives it."
+    "RL minus another arm in every way that was run besides the endpoint (and other bases), with the code that the rule gives each alone."
     rows,study = [],view.study
     for ckpt in CHECKPOINTS:
         for greedy in (True,False):
@@ -482,9 +497,6 @@ def also_table(view:View, margin)->list:
             endpoint = ckpt=='end' and greedy and view.match_on=='model'
             what = f'RL − SFT+, {WORDS[ckpt]}, {"greedy" if greedy else "sampled"}'
             if c and not endpoint: rows.append(_also(what, view.match_on, c, margin))
-    for m in study.bases():
-        c = compare(View(study, view.task, m, view.budget)) if m!=view.match_on else None
-        if c: rows.append(_also(f'RL − SFT+, matched on {m}', m, c, margin))
     for arm in study.arms():
         c = compare(view, other=arm) if arm not in ('sft','rl','sft_plus') else None
         if c: rows.append(_also(f'RL − {label(arm)}', view.match_on, c, margin))
@@ -526,6 +538,7 @@ def beside_table(view:View)->list:
         measures |= {'KL to SFT (nats a token)': [_number(r.info.get('kl_to_sft')) for r in rs],
                      'entropy (nats a token)': [_number(r.info.get('entropy')) for r in rs], name: [c.get('value') for c in core]}
         if arm!='sft': measures |= _of_training(rs)
+        measures = {'seeds (count)': [len(rs)]} | measures
         for measure,values in measures.items():
             v = [float(x) for x in values if x is not None and np.isfinite(x)]
             if v: rows.append(dict(arm=arm, measure=measure, value=float(np.mean(v)), low=min(v), high=max(v)))
@@ -549,7 +562,7 @@ def tries_table(view:View)->list:
                         'majority': [majority_at_k(preds, right, k) for preds,right in got]}
             for name,x in per_item.items():
                 mean,low,high = accuracy(np.array(x))
-                rows.append(dict(arm=arm, measure=name, k=k, value=mean, low=low, high=high))
+                rows.append(dict(arm=arm, measure=name, k=k, value=mean, low=low, high=high, seeds=len(got)))
     return rows
 
 def _samples(c):
@@ -565,7 +578,8 @@ def overlap_table(view:View)->list:
     c = compare(view)
     if c is None: return []
     rows = []
-    for i,(a,b,s) in enumerate(zip(c.rl>.5, c.sft_plus>.5, np.broadcast_to(c.sft, c.rl.shape)>.5, strict=True)):
+    seeds = sorted(shared_seeds(view.of('rl'), view.of('sft_plus')))
+    for i,a,b,s in zip(seeds, c.rl>.5, c.sft_plus>.5, np.broadcast_to(c.sft, c.rl.shape)>.5, strict=True):
         shares = dict(both=a&b, rl_only=a&~b, sft_plus_only=~a&b, neither=~a&~b,
                       rl_gained=a&~s, rl_lost=~a&s, sft_plus_gained=b&~s, sft_plus_lost=~b&s)
         rows.append(dict(seed=i, **{k:float(v.mean()) for k,v in shares.items()}))
@@ -596,14 +610,20 @@ def drift_table(view:View)->list:
 
 # %% ../nbs/21_results.ipynb #2bd093e9
 def budgets_table(study:Study, task)->tuple:   # rows, crossing or None
-    "RL − SFT+ at every budget that was run on the model basis, and the budget from which RL pays."
-    got = [(b, compare(View(study, task, 'model', b))) for b in study.budgets()]
-    return _along([(b,c) for b,c in got if c], 'budget')
+    "RL − SFT+ at every budget that was run on the model basis, over the seeds that all of them have, and the budget from which RL pays."
+    views = [View(study, task, 'model', b) for b in study.budgets()]
+    return _along([(v.budget, c) for v,c in on_shared_seeds(views)], 'budget')
 
 def starts_table(studies, task, budget)->tuple:
-    "RL − SFT+ from every starting point, ordered by SFT's own accuracy."
-    got = [c for c in (compare(View(s, task, 'model', budget)) for s in studies) if c]
-    return _along(sorted(((float(c.sft.mean()),c) for c in got if c.sft.any()), key=lambda x: x[0]), 'sft_accuracy')
+    "RL − SFT+ from every starting point, over the seeds that all of them have, ordered by SFT's own accuracy."
+    got = on_shared_seeds([View(s, task, 'model', budget) for s in studies])
+    return _along(sorted(((float(c.sft.mean()),c) for _,c in got if c.sft.any()), key=lambda x: x[0]), 'sft_accuracy')
+
+def on_shared_seeds(views)->list:   # (view, Compared)
+    "Comparisons over the seeds that all views have: a curve must not bend by the luck of other seeds. Over their own if they share none."
+    views = [v for v in views if compare(v)]
+    seeds = shared_seeds(*(v.of(a) for v in views for a in ('rl', 'sft_plus'))) if views else ()
+    return [(v, compare(v.on(seeds) if seeds else v)) for v in views]
 
 def _along(got, name):
     "A row for each (x, comparison), and where the difference crosses zero if there are several x."
@@ -613,14 +633,23 @@ def _along(got, name):
                      'rl':float(c.rl.mean()), 'sft_plus':float(c.sft_plus.mean()), 'sft':float(c.sft.mean())})
     xs = [x for x,_ in got]
     if len(xs)<2 or len(set(xs))<len(xs): return rows, None
-    return rows, crossover(xs, [(c.rl,c.sft_plus) for _,c in got], name.replace('sft_','SFT '))
+    first = got[0][1]
+    return rows, crossover(xs, [(c.rl,c.sft_plus) for _,c in got], name.replace('sft_','SFT '), first.paired, name=='budget')
 
 # %% ../nbs/21_results.ipynb #e34e343d
+def seeds_lacking(view:View)->list:
+    "Which of RL's seeds other arms lack: a phrase for each such set of seeds."
+    lack, all_seeds = defaultdict(list), {r.seed for r in view.of('rl')}
+    for a in view.study.arms():
+        gone = all_seeds - {r.seed for r in view.of(a)} if a!='sft' and view.of(a) else ()
+        if gone: lack[tuple(sorted(gone))].append(a)
+    return [f'seed{"s"*(len(k)>1)} {", ".join(map(str, k))} of {", ".join(arms)}' for k,arms in lack.items()]
+
 def not_run(view:View, studies)->list:
     "What the experiment names and these folders do not hold, one short phrase each."
     study,on = view.study, view.match_on
     out = [] if on=='model' else ['the endpoint: sft_plus matched on model FLOPs']
-    out += [f'arm {a}' for a in LABELS if not view.of(a)]
+    out += [f'arm {a}' for a in LABELS if not view.of(a)] + seeds_lacking(view)
     out += [f'matched on {b}' for b in MATCH_ON if b not in study.bases() and not (b=='model' and on!='model')]
     if compare(view, 'best_dev') is None: out.append('best-on-dev checkpoints')
     if compare(view, greedy=False) is None: out.append('sampled answers')
@@ -711,7 +740,7 @@ def elsewhere(benchmarks, margin)->list:
             found.setdefault(r['task'], []).append((r['contrast'], r['difference']))
     arms = dict(rl_vs_sft='RL', sft_plus_vs_sft='extra SFT')
     gaps = {task: ', '.join(f'{arms[k]} {points(d,True)}' for k,d in moved) for task,moved in found.items()}
-    return [f'On {task}, which neither trained on, in points against the SFT checkpoint: {words}.' for task,words in gaps.items()]
+    return [f'On {task}, which neither trained on after SFT, in points against the SFT checkpoint: {words}.' for task,words in gaps.items()]
 
 # %% ../nbs/21_results.ipynb #779df4eb
 def errors_table(view:View, margin, experiments:int=500)->list:
@@ -769,7 +798,7 @@ def checked(
     check_complete(view, arms, seeds)
     for s in studies: check_budget(s, tolerance)
     tasks = [view.task]+[t for t in dict.fromkeys(first.items.task) if t!=view.task]
-    same_items(study, tasks)
+    same_items([r for s in studies for r in s.records], tasks)
     return Checked(view, studies, tasks, margin)
 
 # %% ../nbs/21_results.ipynb #6e67db52
@@ -786,7 +815,7 @@ def summary(found:Checked)->dict:
         not_run=not_run(view, studies), task=view.task, measure=measure_of(view),
         preset=first.preset, seeds=[r.seed for r in rl], margin=margin,
         eval_settings=first.eval_settings,
-        crossover=dict(budget=cross, start=turn), provenance=provenance(study),
+        crossover=dict(budget=cross, start=turn), provenance=provenance(studies),
         tables=dict(shown, budgets=by_budget, starts=by_start))
 
 @delegates(checked)
@@ -798,13 +827,13 @@ def _one(values):
     return values[0] if len(set(values))==1 else values
 
 # %% ../nbs/21_results.ipynb #9f609423
-def provenance(study:Study)->dict:
+def provenance(studies)->dict:
     "Which code and which hashes the numbers come from."
-    rs = study.records
+    rs = [r for s in studies for r in s.records]
     shared = {k: _one([r.info.get(k) for r in rs]) for k in ('base_sha256', 'tokenizer_sha256')}
     git = sorted({str(r.info['git']) for r in rs if r.info.get('git')})
     return dict(folders=sorted({r.run.name for r in rs}), git=git, records=len(rs), **shared,
-                base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs), vary=study.vary)
+                base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs), vary=studies[0].vary)
 
 def tuning_table(studies)->list:
     "Learning-rate trials on dev with their cost, from `tuning.jsonl` in a run folder, if any: they are outside the budget."

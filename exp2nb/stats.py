@@ -93,8 +93,10 @@ def difference(
     b,                   # the same items, in the same order
     paired:bool=False    # seed k of `a` and of `b` share more than the data: take their difference first
 )->Estimate:
-    "The paired difference a − b. One seed on a side counts as that very checkpoint."
+    "The paired difference a − b. One seed on a side counts as that very checkpoint. Raises `ValueError` if pairs are incomplete."
     a,b = np.asarray(a, float), np.asarray(b, float)
+    if paired and a.shape[-2]!=b.shape[-2] and 1 not in (a.shape[-2], b.shape[-2]):
+        raise ValueError(f'{a.shape[-2]} seeds and {b.shape[-2]} are no pairs')
     return crossed(a-b) if paired and a.shape[-2]==b.shape[-2] else crossed(a, -b)
 
 # %% ../nbs/20_stats.ipynb #ad4622bd
@@ -425,8 +427,10 @@ ARMS = dict(rl='RL', sft_plus='extra SFT')
 FLOPS = dict(model='billed FLOPs', executed='executed FLOPs', note="FLOPs by the note's formulas", seconds='time')
 
 def points(x, sign=False):
-    "A share as points, with a proper minus sign."
-    return f'{100*x:{"+" if sign else ""}.1f}'.replace('-','−')
+    "A share as points, with a proper minus sign; with two decimals where one would hide on which side of zero it lies."
+    text = f'{100*x:{"+" if sign else ""}.1f}'
+    if sign and x and float(text)==0: text = f'{100*x:+.2f}'
+    return text.replace('-','−')
 
 def span(low, high, unit=' points'):
     "An interval in points."
@@ -504,7 +508,8 @@ def compared(by_basis:dict, task:str, seeds:int)->str:
     where = f'{on_problems(task)}, {rl} {how_far(one["difference"], plus)}'
     text = f'{where} at equal {FLOPS["model"]} (95 % interval {span(*one["interval"], "")})'
     if executed is None: return text
-    return f'{text}, and {how_far(executed["difference"])} at equal {FLOPS["executed"]} ({span(*executed["interval"], "")})'
+    fewer = f'; {executed["seeds"]} seeds' if executed['seeds']!=seeds else ''
+    return f'{text}, and {how_far(executed["difference"])} at equal {FLOPS["executed"]} ({span(*executed["interval"], "")}{fewer})'
 
 def on_problems(task)->str:
     "Where the scores come from, as the beginning of a sentence."
@@ -522,6 +527,8 @@ def why_not(one:dict, executed:dict, pre:dict, paired:bool, enough_seeds:bool)->
         return f'too uncertain to say: anything from {span(*one["interval"])} (RL − extra SFT) is compatible with what was seen'
     if executed is None:
         return 'extra SFT with equal executed FLOPs was not run (executed not run), and one way of counting does not decide'
+    if executed['code']=='cannot_tell' and executed['seeds'] < one['seeds']:
+        return f'extra SFT with equal executed FLOPs was run for {executed["seeds"]} of {one["seeds"]} seeds'
     says = ' and '.join(f'{CODE_WORDS[b["code"]]} at equal {FLOPS[k]}' for k,b in (('model',one),('executed',executed)))
     return f'the answer depends on how FLOPs are counted: {says}'
 
@@ -548,9 +555,10 @@ def what_is_needed(code, one:dict, executed:dict, pre:dict, scope, more:str)->st
     if code!='cannot_tell':
         return None if scope=='methods' else f'At least {fewest_seeds()} seeds, each from its own SFT checkpoint.'
     if pre['idle']: return ' '.join(NO_SIGNAL.split())
-    open_seeds = one['code']=='cannot_tell' or executed is not None
+    lacking = executed is None or executed['seeds'] < one['seeds']
+    open_seeds = one['code']=='cannot_tell' or not lacking
     parts = [f'{more[:1].upper()}{more[1:]}.'] if open_seeds else []
-    return ' '.join(parts + ([RUN_EXECUTED] if executed is None else []))
+    return ' '.join(parts + [RUN_EXECUTED]*lacking)
 
 # %% ../nbs/20_stats.ipynb #30b1122e
 def sentence(code, why, by_basis:dict, task, about, margin)->str:
@@ -625,45 +633,50 @@ def crossing(
     return np.where(last<0, 0., np.where(last==d.shape[-1]-1, np.inf, at))
 
 # %% ../nbs/20_stats.ipynb #371765e5
-def _drawn_again(rng, pairs, draws):
-    "(draws, points) differences with items and seeds drawn again, the same items at every point."
-    items = np.shape(pairs[0][0])[-1]
-    w = rng.multinomial(items, np.full(items,1/items), draws)/items
-    def mean(m):
-        m = np.asarray(m,float)
-        seeds = rng.multinomial(len(m), np.full(len(m),1/len(m)), draws)/len(m)
-        return ((w @ m.T)*seeds).sum(1)
-    return np.stack([mean(a)-mean(b) for a,b in pairs], -1)
+def _drawn_again(rng, pairs, draws, paired=False, same=False):
+    "(draws, points) differences with items and seeds drawn again; the same items at every point, and the same seeds if they are `same`."
+    def counts(n): return rng.multinomial(n, np.full(n,1/n), draws)/n
+    w,of_pairs,out = counts(np.shape(pairs[0][0])[-1]), None, []
+    for a,b in pairs:
+        a,b = np.asarray(a,float), np.asarray(b,float)
+        if paired and (of_pairs is None or not same): of_pairs = counts(len(a))
+        drawn = (of_pairs,of_pairs) if paired else (counts(len(a)),counts(len(b)))
+        out.append(sum(sign*((w @ m.T)*seeds).sum(1) for sign,m,seeds in zip((1,-1), (a,b), drawn, strict=True)))
+    return np.stack(out, -1)
 
-def _crossing_words(axis, x, at, low, high, ahead, seeds)->str:
+def _crossing_words(axis, x, at, low, high, ahead, seeds, enough)->str:
     def edge(v):
         if v==0: return f'below {x[0]:.2g}'
         return f'above {x[-1]:.2g}' if np.isinf(v) else f'{v:.2g}'
-    if 0<at<np.inf: text = f'{ahead} is ahead from {axis} {at:.2g} on (95 % interval: {edge(low)} to {edge(high)})'
+    leads = f'{ahead} is ahead' if enough else f"{ahead}'s mean is higher"
+    if 0<at<np.inf: text = f'{leads} from {axis} {at:.2g} on (95 % interval: {edge(low)} to {edge(high)})'
     else:
-        who = f'{ahead} is ahead' if ahead else 'the two score the same'
-        text = f'no crossing in the range: {who} at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
+        text = f'no crossing in the range: {leads if ahead else "the two score the same"} at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
         if np.isinf(high): text += ', but its lead at the end is not certain'
         elif high>0: text += f' (a crossing up to {edge(high)} is not ruled out)'
-    return text + ('; one seed a point, so this is about these checkpoints' if seeds==1 else '')
+    if enough: return text
+    few = 'one seed a point, so this is about these checkpoints' if seeds==1 else f'{seeds} seeds a point, too few for a verdict'
+    return f'{text}; {few}'
 
 # %% ../nbs/20_stats.ipynb #3c6cec61
 def crossover(
     x,                   # (points,) ascending budgets
     pairs,               # per point (rl, sft_plus), each (seeds, items); the same items everywhere
     axis:str='budget',   # what x is, for the sentence
+    paired:bool=False,   # seed k of both arms of a point starts from one SFT checkpoint
+    same:bool=False,     # …which is the same at every point
     draws:int=1000, seed:int=0
 )->dict:                 # differences, at, low, high, sentence
     "From which budget on does RL pay? The crossing with its 95 % interval, or 'none in the range'."
     d = np.array([np.mean(a)-np.mean(b) for a,b in pairs])
     sign = -1 if d[-1] < 0 else 1                        # SFT+ is ahead at the end: from where on?
-    many = _drawn_again(np.random.default_rng(seed), pairs, draws)
+    many = _drawn_again(np.random.default_rng(seed), pairs, draws, paired, same)
     at = float(crossing(x, sign*d))
     low,high = (float(v) for v in np.quantile(crossing(x, sign*many), [.025,.975], method='inverted_cdf'))
     ahead,seeds = ('RL' if sign>0 else 'SFT+') if d.any() else '', min(min(len(a),len(b)) for a,b in pairs)
     finite = lambda v: v if 0<v<np.inf else None
     return dict(x=[float(v) for v in x], difference=[float(v) for v in d], ahead=ahead, at=finite(at), low=finite(low), high=finite(high),
-                seeds=seeds, sentence=_crossing_words(axis, x, at, low, high, ahead, seeds))
+                seeds=seeds, sentence=_crossing_words(axis, x, at, low, high, ahead, seeds, seeds_suffice(seeds, paired)))
 
 # %% ../nbs/20_stats.ipynb #ba0f3fd6
 def _log_binomial(n, k):

@@ -76,6 +76,40 @@ def test_an_arm_with_fewer_seeds_is_compared_on_the_seeds_that_both_have(tmp_pat
     assert abs(row['difference']-(sum(rl)-sum(other))/3) < 1e-12
 
 
+def own_checkpoints(run, seeds, gains, **kw):
+    "SFT, RL and SFT+ (on both bases, where the budget is whole), each seed from an SFT checkpoint of its own."
+    for seed in seeds:
+        for arm, gain in dict(sft=0., rl=gains[0], sft_plus=gains[1]).items():
+            for basis in ('model', 'executed')[:2 if arm=='sft_plus' and 'budget' not in kw else 1]:
+                fake_arm(run, arm, seed, basis, gain=gain, sft_sha256=f'{seed:064x}', **(SMALL | dict(vary='sft') | kw))
+
+
+def test_a_curve_over_budgets_is_over_the_seeds_that_all_budgets_have(tmp_path):
+    "RL is 30 points ahead on the seeds that only the whole budget has, and behind on those that all budgets have: no crossing."
+    run = tmp_path/'one'
+    own_checkpoints(run, range(3), (0., .2))
+    own_checkpoints(run, range(3, 10), (.4, .1))
+    for seed in range(3):
+        for arm, gain in dict(rl=0., sft_plus=.2).items():
+            fake_arm(run, arm, seed, budget=.5, gain=gain, sft_sha256=f'{seed:064x}', **SMALL, vary='sft')
+    result = analyse(run)
+    assert [r['seeds'] for r in result['tables']['budgets']]==[3, 3] and result['crossover']['budget']['ahead']=='SFT+'
+    assert result['verdict']['difference'] > 0 and '3 seeds a point' in result['crossover']['budget']['sentence']
+    assert 'RL − SFT+' in (run/'report'/'report.html').read_text()
+
+
+def test_further_seeds_may_lie_in_a_folder_of_their_own(tmp_path):
+    "Seeds of the same recipe are one study; a seed whose recipe gave two checkpoints is refused; arms that lack seeds are named."
+    own_checkpoints(tmp_path/'one', range(3), (.1, .2))
+    own_checkpoints(tmp_path/'two', range(3, 5), (.1, .2))
+    fake_arm(tmp_path/'one', 'rft', 0, sft_sha256=f'{0:064x}', **SMALL, vary='sft')
+    result = summarise([tmp_path/'one', tmp_path/'two'])
+    assert result['seeds']==[0, 1, 2, 3, 4] and result['tables']['starts'][0]['seeds']==5 and len(result['tables']['starts'])==1
+    assert result['provenance']['records']==4*5+1 and 'seeds 1, 2, 3, 4 of rft' in result['not_run']
+    for arm in ('sft', 'rl', 'sft_plus'): fake_arm(tmp_path/'three', arm, 0, sft_sha256='f'*64, **SMALL, vary='sft')
+    with pytest.raises(UserError, match='the same SFT recipe gave two checkpoints'): summarise([tmp_path/'one', tmp_path/'three'])
+
+
 def test_difference_is_of_the_endpoint(done):
     _, result = done
     mean = lambda a: sum(result['arms'][a]['stories']['accuracy'])/3
@@ -269,8 +303,9 @@ def test_what_lies_between_sft_and_rl_is_told(done):
     assert [r['arm'] for r in t['neighbours']]==['rft', 'rft_online', 'positives', 'rl']
     assert [r['share'] for r in t['splits']]==[0., .25, .5, .75, 1.] and [r['arm'] for r in t['splits'] if r['best']]==['sft50_rl50']
     ladder, split, price = result['between']
-    assert 'from SFT+ to RFT −' in ladder and 'SFT+ first: the best share of SFT+ is 50 %' in split
-    assert price.startswith("SFT+ meets RL's gain with 1 worked solution a problem, the fewest")
+    assert 'from SFT+ to RFT −' in ladder
+    assert 'SFT+ first: the highest mean is that of 50 % SFT+' in split and 'Not told from it: 75 %' in split
+    assert price.startswith("By its means, SFT+ meets RL's gain with 1 worked solution a problem, the fewest")
     assert '<h2>What lies between SFT and RL</h2>' in page
     assert all(line.split('(')[0] in page for line in (split, price.replace("'", '&#39;')))
     for name in ('ladder', 'frontier', 'split_curve', 'price_of_a_reward'): assert (run/'report'/'figures'/f'{name}.png').is_file()

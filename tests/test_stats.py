@@ -2,9 +2,9 @@
 import numpy as np, pandas as pd, pytest
 from exp2nb.config import UserError
 from exp2nb.stats import (
-    CODES, COVERAGE, HYPOTHESES, Variances, accuracy, agreed, assumed, chance_equivalent, coverage_rates, crossed, crossover, decide,
-    difference, fewest_seeds, holds_level, holm, judge, latent_of, majority_at_k, mcnemar_p, measured, pass_at_k, power_of, rule,
-    seeds_needed, simulate, smallest_effect, smallest_margin, tost, verdict_rates, verdicts)
+    CODES, COVERAGE, HYPOTHESES, RUN_EXECUTED, Variances, accuracy, agreed, assumed, chance_equivalent, coverage_rates, crossed,
+    crossover, decide, difference, fewest_seeds, holds_level, holm, judge, latent_of, majority_at_k, mcnemar_p, measured, pass_at_k,
+    points, power_of, rule, seeds_needed, simulate, smallest_effect, smallest_margin, tost, verdict_rates, verdicts)
 
 
 def world(gap=0., seeds=10, own=True, items=1319, sd=.005, gain=.06, sft_plus=.45, executed=None, seed=0, **kw):
@@ -229,6 +229,33 @@ def test_crossing_found_and_not_found():
     assert none['at'] is None and 'no crossing in the range: RL is ahead at every' in none['sentence']
     same = crossover((.25, .5, 1.), [(np.zeros((3, 9)), np.zeros((3, 9)))]*3)
     assert 'no crossing in the range: the two score the same at every budget' in same['sentence']
+
+
+def test_a_crossing_is_drawn_in_pairs_and_few_seeds_get_no_winner():
+    "Checkpoints that differ by five points shift both arms alike: in pairs they do not widen the crossing."
+    rng = np.random.default_rng(2)
+    starts = rng.normal(.5, .05, 10)
+    def arm(gap): return (rng.random((10, 1319)) < np.clip(starts+gap, 0, 1)[:,None]).astype(float)
+    pairs = [(arm(g), arm(0)) for g in (-.05, -.02, .05)]
+    apart, together = (crossover((.25, .5, 1.), pairs, paired=p, same=p) for p in (False, True))
+    assert apart['at']==together['at'] and together['high']-together['low'] < .7*(apart['high']-apart['low'])
+    assert together['sentence'].startswith('RL is ahead from budget')
+    few = crossover((.25, .5, 1.), [(a[:3], b[:3]) for a, b in pairs], paired=True, same=True)
+    assert "RL's mean is higher from budget" in few['sentence'] and few['sentence'].endswith('3 seeds a point, too few for a verdict')
+    with pytest.raises(ValueError, match='no pairs'): difference(pairs[0][0], pairs[0][1][:3], paired=True)
+
+
+def test_a_missing_executed_seed_is_the_reason_not_the_counting():
+    "RL far ahead on both bases, nine of ten seeds on executed: the verdict names what is missing."
+    rng = np.random.default_rng(4)
+    rl, plus, sft = ((rng.random((10, 600)) < p).astype(float) for p in (.6, .45, .4))
+    v = decide(rl, plus, sft, paired=True, others=dict(executed=judge(rl[:9], plus[:9], sft[:9], paired=True)))
+    assert v['code']=='cannot_tell' and 'was run for 9 of 10 seeds' in v['sentence'] and '; 9 seeds)' in v['sentence']
+    assert v['needed']==RUN_EXECUTED
+
+
+def test_an_interval_s_end_shows_its_side_of_zero():
+    assert (points(-.0003, True), points(0., True), points(.0003, True), points(-.012, True))==('−0.03', '+0.0', '+0.03', '−1.2')
 
 
 def test_too_few_items():
