@@ -78,7 +78,7 @@ def test_the_plans_commands_are_the_ones_that_exist():
     for name,*argv in commands_of_the_plan():
         if name=='papermill': continue
         f = dict(exp2_run=exp2_run, exp2_tune=exp2_tune)[name]
-        given, _ = parse(make_parser(name, '', f.options), f.options, [a.replace('$RATES', 'rft.rates.matrix=0.04') for a in argv])
+        given, _ = parse(make_parser(name, '', f.options), f.options, [re.sub(r'\$[A-Z]+', 'rft.rates.matrix=0.04', a) for a in argv])
         given = collected(f, given)
         if f is exp2_tune: tuned.append(given)
         else:
@@ -95,10 +95,14 @@ def test_the_plans_commands_are_the_ones_that_exist():
     ten = {f'{a}/model' for a in names} | {'sft_plus/executed'}
     assert set(seeds)-ten=={f'{a}/model' for a in ARMS}-ten
     assert all(of==list(range(10 if name in ten else 3)) for name,of in seeds.items())
-    assert [t['tuning_seeds'] for t in tuned]==[(1000,), (1001,), (1000, 1001)] and [t['grow'] for t in tuned]==[0, 0, 3]
-    for t in tuned:
+    whole, shorter = tuned[:3], tuned[3:]
+    assert [t['tuning_seeds'] for t in tuned]==[(1000,), (1001,), (1000, 1001), *2*[(1000,), (1001,)]]
+    assert [t['grow'] for t in tuned]==[0, 0, 3, *4*[0]] and all(t['vary']=='sft' for t in tuned)
+    for t in whole:
         assert set(t['arms'])=={'rl', 'sft_plus', 'rft', 'sft_mix', 'rft_online', 'positives'}
-        assert (t['factors'], t['vary'])==((.5, 1., 2., 4.), 'sft')
+        assert (t['factors'], t['c'].budget)==((.5, 1., 2., 4.), 1.)
+    assert all(t['arms']==('rl', 'sft_plus') and t['factors']==(.125, .25, .5, 1., 2.) for t in shorter)
+    assert [t['c'].budget for t in shorter]==[.5, .5, .25, .25]
 
 # Links
 
