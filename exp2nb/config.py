@@ -260,7 +260,7 @@ class PositivesConfig:
 class EvalConfig:
     "What every arm is scored on, with the same settings."
     tasks:Several(Text()) = ('gsm8k', 'mmlu', 'arc_easy', 'arc_challenge', 'humaneval', 'spellingbee')
-    n_samples:Whole(0, 10**6) = 8   # completions a problem at temperature 1, target task only; 0: greedy only
+    n_samples:Whole(0, 10**6) = 8   # sampled completions a problem, target task only; 0: greedy only
     temperature:Heat = 1.
     top_k:Cap = 50
     max_new:Whole(1, 10**6) = 256

@@ -748,7 +748,7 @@ def errors_table(view:View, margin, experiments:int=500)->list:
     c,rows = compare(view), []
     if c is None: return rows
     design = dict(seeds=c.seeds, items=c.rl.shape[-1], accuracy=float(np.clip((c.rl.mean()+c.sft_plus.mean())/2, .07, .93)))
-    settings = dict(paired=c.paired, margin=margin, **design, **latent_of(c.rl, c.sft_plus))
+    settings = dict(paired=c.paired, margin=margin, **design, **latent_of(c.rl, c.sft_plus, c.paired))
     for run_sd,gap_sd in ((0.,0.), (.01,0.), (.02,0.), (.01,.02)):
         rng = np.random.default_rng([int(1000*run_sd), int(1000*gap_sd)])
         parts = [coverage_rates(rng, 50, run_sd=run_sd, gap_sd=gap_sd, **settings) for _ in range(experiments//50)]

@@ -407,15 +407,19 @@ def _correlation(p, differ):
     return .999 if excess(.999) >= 0 else float(optimize.brentq(excess, 0., .999, xtol=1e-3))
 
 def latent_of(
-    a, b    # (seeds, items) right or wrong of the two arms
-)->dict:    # `rho` and `stay` for `simulate`
-    "Parameters with which simulated arms disagree as often as these do."
+    a, b,               # (seeds, items) right or wrong of the two arms
+    paired:bool=False   # seed k of both starts from one SFT checkpoint of its own
+)->dict:                # `rho`, `stay` and `start` for `simulate`
+    "Parameters with which simulated arms disagree as often as these do: of a seed, across seeds, and an arm with itself."
     a,b = np.asarray(a)>.5, np.asarray(b)>.5
-    p = np.clip((a.mean()+b.mean())/2, .01, .99)
-    rho = _correlation(p, np.mean([np.mean(x!=y) for x in a for y in b]))
-    again = [np.mean(x[i]!=x[j]) for x in (a,b) for i in range(len(x)) for j in range(i)]
+    p,paired = np.clip((a.mean()+b.mean())/2, .01, .99), paired and len(a)>1
+    def alike(pairs): return _correlation(p, np.mean([np.mean(x!=y) for x,y in pairs]))
+    across = alike([(x,y) for i,x in enumerate(a) for j,y in enumerate(b) if i!=j or not paired])
+    rho = max(across, alike(zip(a, b, strict=True))) if paired else across
+    start = dict(start=float(1-across/max(1e-3, rho))) if paired else {}
+    again = [(x[i],x[j]) for x in (a,b) for i in range(len(x)) for j in range(i)]
     if not again: return dict(rho=rho, stay=LATENT['stay'])
-    return dict(rho=rho, stay=float(np.clip((_correlation(p, np.mean(again))-rho)/max(1e-3,1-rho), 0, 1)))
+    return dict(rho=rho, stay=float(np.clip((alike(again)-across)/max(1e-3,1-rho), 0, 1)), **start)
 
 # %% ../nbs/20_stats.ipynb #e9ff9cd4
 HYPOTHESES = dict(
@@ -598,16 +602,17 @@ def decide(
     return dict(code=code, scope=scope, sentence=sentence(code, why, by_basis, task, about, margin), difference=one['difference'],
                 interval=one['interval'], reason=why, by_basis=by_basis, hypothesis=hypothesis_of(code, pre['moved']),
                 notes=notes_of(code, pre, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,
-                reach=reach_of(rl, sft_plus, margin, paired), margin=margin, seeds=seeds, items=int(rl.shape[-1]), se=float(e.se),
+                reach=reach_of(rl, sft_plus, margin, paired, starts), margin=margin, seeds=seeds, items=int(rl.shape[-1]), se=float(e.se),
                 df=float(e.df), p=float(e.p), p_equivalence=float(tost(e, margin)),
                 mcnemar_p=mcnemar_p(rl[0], sft_plus[0]) if seeds==1 and not graded(rl, sft_plus) else None)
 
 # %% ../nbs/20_stats.ipynb #d36c5083
-def reach_of(rl, sft_plus, margin, paired=False)->dict:
+def reach_of(rl, sft_plus, margin, paired=False, starts=None)->dict:
     "What this design could have seen, whatever it saw: shares, and the simulated chance of showing equivalence between equal arms."
     v,seeds,items = plausible(rl, sft_plus, paired), min(len(rl),len(sft_plus)), rl.shape[-1]
-    chance = chance_equivalent(margin, v, seeds, items)
-    return dict(chance_equivalent=chance, reachable=chance>=.5, smallest_effect=smallest_effect(v, seeds, items))
+    speaks = seeds_suffice(seeds, paired, starts)   # else the rule gives no verdict, whatever the scores
+    chance = chance_equivalent(margin, v, seeds, items) if speaks else 0.
+    return dict(speaks=speaks, chance_equivalent=chance, reachable=chance>=.5, smallest_effect=smallest_effect(v, seeds, items))
 
 def notes_of(code, pre:dict, why)->list:
     "What the sentence does not say and a reader must know."

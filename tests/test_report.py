@@ -302,13 +302,28 @@ def test_what_lies_between_sft_and_rl_is_told(done):
         assert abs(r['difference']-true) < .06 and r['low'] < r['difference'] < r['high'] and r['seeds']==3, r
     assert [r['arm'] for r in t['neighbours']]==['rft', 'rft_online', 'positives', 'rl']
     assert [r['share'] for r in t['splits']]==[0., .25, .5, .75, 1.] and [r['arm'] for r in t['splits'] if r['best']]==['sft50_rl50']
-    ladder, split, price = result['between']
+    ladder, split, price, scope = result['between']
+    assert 'from one SFT checkpoint' in scope
     assert 'from SFT+ to RFT −' in ladder
     assert 'SFT+ first: the highest mean is that of 50 % SFT+' in split and 'Not told from it: 75 %' in split
     assert price.startswith("By its means, SFT+ meets RL's gain with 1 worked solution a problem, the fewest")
     assert '<h2>What lies between SFT and RL</h2>' in page
     assert all(line.split('(')[0] in page for line in (split, price.replace("'", '&#39;')))
     for name in ('ladder', 'frontier', 'split_curve', 'price_of_a_reward'): assert (run/'report'/'figures'/f'{name}.png').is_file()
+
+def test_what_lies_between_gets_no_winner_s_words_from_few_seeds(tmp_path):
+    "Three pairs: a share whose interval lies below is of a lower mean; one seed: about these checkpoints."
+    run = tmp_path/'pairs'
+    own_checkpoints(run, range(3), (.0, .3))
+    for arm, gain in dict(rft=.1, sft25_rl75=.02, sft50_rl50=.3, sft75_rl25=.25, sft_plus4=.3).items():
+        for s in range(3): fake_arm(run, arm, s, gain=gain, sft_sha256=f'{s:064x}', **SMALL, vary='sft')
+    said = ' '.join(analyse(run)['between'])
+    assert 'Below it' not in said and 'too few seeds for a verdict' in said and '1 seeds' not in said
+    one = tmp_path/'one'
+    for arm, gain in dict(sft=0., rl=.05, sft_plus=.2, rft=.1, sft50_rl50=.25, sft_plus4=.2).items(): fake_arm(one, arm, 0, gain=gain, **SMALL)
+    said = ' '.join(analyse(one)['between'])
+    assert 'One seed: this is about these checkpoints.' in said and '1 seeds' not in said
+
 
 def test_the_usual_three_arms_have_nothing_between_them(tmp_path):
     run = small(tmp_path, seeds=1)

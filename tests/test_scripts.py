@@ -122,7 +122,7 @@ def test_skypilot_file():
     for part in ('setup', 'run'):
         r = run('-c', task[part], OPTIONS=task['envs']['OPTIONS'] + ' --dry-run', DEVICES='8')
         assert r.returncode==0, r.stderr
-    assert '8 × h100' in r.stdout and r.stdout.count('arm sft_plus')==6 and 'would copy: /artefacts' in r.stdout
+    assert '8 × h100' in r.stdout and r.stdout.count('arm sft_plus')==20 and 'would copy: /artefacts' in r.stdout
 
 # ---- with stand-ins for the experiment and for Slurm
 

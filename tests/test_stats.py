@@ -168,6 +168,21 @@ def test_disagreements_give_the_simulation_back():
     assert abs(found['rho']-.6) < .05 and abs(found['stay']-.3) < .08
 
 
+def test_disagreements_of_pairs_give_the_simulation_back():
+    "Where each seed has an SFT checkpoint of its own, the arms of a seed agree more than those of two."
+    w = simulate(np.random.default_rng(0), 1, 4, 30_000, run_sd=0., own_start=True, rho=.7, stay=.3, start=.3)
+    found = latent_of(*(x[0] for x in w.arms), paired=True)
+    assert abs(found['rho']-.7) < .04 and abs(found['start']-.3) < .06 and abs(found['stay']-.3) < .1
+
+
+def test_no_reach_where_the_rule_is_silent():
+    "One seed, or five pairs, get no verdict however many the problems: nothing could be shown."
+    for seeds, own in ((1, False), (5, True)):
+        reach = verdict(0., seeds, own, items=6000)['reach']
+        assert not reach['speaks'] and reach['chance_equivalent']==0 and not reach['reachable']
+    assert verdict(0., 10, True)['reach']['speaks']
+
+
 def test_planning():
     assert np.allclose([100*smallest_effect(assumed(p), 1, 1319) for p in (.05, .1, .2, .4)], [1.7, 2.3, 3.1, 3.8], atol=.08)
     v = assumed(.45, .015)

@@ -182,7 +182,7 @@ def flops_text(n)->str:
     power = min(max(int(math.log10(n))//3, 0), 6) if n > 0 else 0
     return f"{n/1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}FLOPs"
 
-MATCHED = dict(model='model FLOPs', executed='executed FLOPs', note='FLOPs as the note counts them', seconds='seconds')
+MATCHED = dict(model='billed FLOPs', executed='executed FLOPs', note='FLOPs as the note counts them', seconds='seconds')
 
 def _count(x)->str: return f'{x:,.0f}' if x >= 10 else f'{x:.2g}'
 
@@ -209,7 +209,9 @@ USE = dict(
 TRAINED = dict(
     sft='supervised fine-tuning (SFT)', rl='SFT, then reinforcement learning (GRPO)', sft_plus='SFT, then more SFT on the same problems',
     rft='SFT, then more SFT on the correct answers that GRPO sampled', rl_random='SFT, then GRPO with random rewards',
-    sft_mix='SFT, then more SFT on the whole mixture')
+    sft_mix='SFT, then more SFT on the whole mixture', positives='SFT, then GRPO on correct answers alone',
+    rft_online='SFT, then more SFT on its own correct answers, sampled anew in rounds',
+    sft_plus4='SFT, then more SFT, four worked solutions a problem', sft_plus16='SFT, then more SFT, sixteen worked solutions a problem')
 
 def card_scores(arm:dict, others:dict)->list:
     "Scores of this model from its arm.json, next to the mean over the seeds from result.json, as a table of Markdown."
@@ -245,7 +247,7 @@ def model_card(
         lines.append(f"- SFT rehearsed {x['answers']:,} of the base's own answers to other instructions: {x['share']:.0%} of what it read "
                      f"({flops_text(x['flops_model'])} to sample them, in no arm's budget)")
     if s := arm.get('sft_sha256'): lines.append(f'- SFT checkpoint, the same for every arm: SHA-256 `{s}`')
-    if v := r.get('verdict'): lines += ['', '## What the comparison found', '', v['sentence']]
+    if v := r.get('verdict'): lines += ['', '## What the comparison found', '', ' '.join([v['sentence'], *v.get('notes', [])])]
     lines += card_scores(arm, r.get('arms', {}).get(name, {}))
     if {'rl', 'sft_plus'} <= set(r.get('budget') or ()): lines += budget_lines(r['budget'])
     return '\n'.join([*lines, '', '## Use', '', USE[form], ''])

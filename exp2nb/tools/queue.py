@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Arms', 'Seeds', 'Budgets', 'Passes', 'Bases', 'Vary', 'QUEUED', 'OVERHEAD', 'SHARED_WORK', 'PROCESS', 'Jobs', 'queue',
            'usual_bases', 'usual_vary', 'leaves', 'inner_changes', 'parameters', 'flags', 'makes', 'run_data',
-           'next_run', 'slower', 'pieces', 'lasts', 'finished', 'minutes', 'free_memory', 'holds', 'side_by_side',
-           'queue_data', 'exp2_queue', 'arm_text', 'exp2_arm', 'one_of_many']
+           'next_run', 'slower', 'rl_share', 'pieces', 'lasts', 'finished', 'minutes', 'free_memory', 'holds',
+           'side_by_side', 'queue_data', 'exp2_queue', 'arm_text', 'exp2_arm', 'one_of_many']
 
 # %% ../../nbs/tools/02_queue.ipynb #20e78cc1
-import functools, os, sys
+import functools, os, re, sys
 from dataclasses import fields, is_dataclass, replace
 from heapq import heappop, heappush
 from pathlib import Path
@@ -37,7 +37,7 @@ QUEUED = ('arm', 'seed', 'budget', 'sft_passes', 'match_on', 'vary')   # what a 
 def queue(
     c:Config,                            # what all arms share
     arms:Arms=('sft', 'rl', 'sft_plus'), # which arms
-    seeds:Seeds=1,                       # how many seeds: 0, 1, …
+    seeds:Seeds=1,                       # how many seeds: 0, 1, …; a verdict takes ten
     budgets:Budgets=(1.,),               # shares of the RL arm's length
     sft_passes:Passes=(0.,),             # lengths of the shared SFT stage; 0: the preset's
     match_on:Bases=None,                 # what SFT+ matches; without it: model, and executed too where there are several seeds
@@ -137,6 +137,11 @@ def slower(threads:int, usual:int)->float:
     return time(threads)/time(usual)
 
 # %% ../../nbs/tools/02_queue.ipynb #8f253c7f
+def rl_share(arm:str)->float:
+    "The share of its budget that an arm spends the way RL does."
+    of_split = re.search(r'rl(\d+)', arm)
+    return int(of_split[1])/100 if of_split else float(arm in ('rl', 'rl_random', 'positives'))
+
 def pieces(
     cs:list,
     jobs:int=1,      # how many runs go at the same time
@@ -148,13 +153,14 @@ def pieces(
     factor = 1. if gpu or not threads else slower(threads, torch.get_num_threads())
     def add(c, folder, hours, more=0.): out.setdefault(str(folder.relative_to(run_folder(c))), 3600*hours*OVERHEAD*factor + more)
     @functools.cache
-    def planned(passes, budget): return plan(replace(cs[0], sft_passes=passes, budget=budget), devices=devices)
+    def planned(passes, budget, match_on): return plan(replace(cs[0], sft_passes=passes, budget=budget, match_on=match_on), devices=devices)
     for c in cs:
-        p = planned(c.sft_passes, c.budget)   # at its own budget and length of SFT
+        p = planned(c.sft_passes, c.budget, c.match_on)   # at its own budget, basis and length of SFT
         if p['pretrain']['hours']: add(c, base_folder(c), p['pretrain']['hours']/(jobs if gpu else 1))   # all GPUs make it
         if p['rehearsal']['steps']: add(c, rehearsal_folder(c), p['rehearsal']['hours'])
         if p['sft']['hours']: add(c, sft_folder(c), p['sft']['hours'])
-        training = dict(sft=0., rl=p['rl']['hours']['total']).get(c.arm, p['sft_plus']['hours'])
+        part = rl_share(c.arm)
+        training = 0. if c.arm=='sft' else part*p['rl']['hours']['total'] + (1-part)*p['sft_plus']['hours']
         judging = 0. if c.train_only else p['evaluation']['reference_hours' if c.arm=='sft' else 'hours']
         add(c, arm_folder(c), training+judging, p['around_arm'])
     return out

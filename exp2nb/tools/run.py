@@ -319,14 +319,15 @@ def exp2_run(
     if no_notebooks and (launcher or jobs > 1):
         raise UserError('--no-notebooks runs one arm at a time here: leave out --jobs and --launcher.')
     q = queue_data(cs, 1 if launcher or no_notebooks else jobs)
-    if dry_run: return dict(said=dry_text(cs, launcher, q), **q)
+    takes = reach(whole) if has_verdict(whole) and not only_seed else ''
+    if dry_run: return dict(said='\n'.join(filter(None, [dry_text(cs, launcher, q), takes])), **q)
     if not yes and not launcher: refuse_hours(c, q, say)
     began = time.monotonic()
     run_dir = run_folder(c)
     for name in ('notebooks', 'report'): (run_dir/name).mkdir(parents=True, exist_ok=True)
     write_plan(run_dir, whole, queue_data(whole, 1) | dict(jobs=seeds) if only_seed else q)
     say(announcement(cs, only_seed or seeds, q))
-    if has_verdict(whole) and not only_seed: say(reach(c, seeds, cs[0].vary))
+    if takes: say(takes)
     say(f'From another shell, exp2_status {run_dir} says how far it has come.')
     passed = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
     if no_notebooks: in_this_process(cs, say, passed)
@@ -370,15 +371,20 @@ def at_once(q:dict)->str:
     if q['jobs']==1: return ''
     return f"{q['jobs']} at a time, each on {q['threads']} CPU thread{'s'*(q['threads'] > 1)}"
 
-def reach(c, seeds:int, vary:str)->str:
-    "Of what the result will speak, and what a verdict takes."
+def reach(cs:list)->str:
+    "Of what the result of a queue will speak, and what a verdict takes."
+    c, seeds = cs[0], len({x.seed for x in cs})
+    vary = 'arm' if c.sft_checkpoint else c.vary   # a given checkpoint is the same for all seeds
     need = fewest_seeds(paired=vary!='arm') if seeds > 1 else fewest_seeds()
-    if seeds >= need: return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
+    if seeds >= need:
+        lacking = {'model', 'executed'} - {x.match_on for x in cs if x.arm=='sft_plus'}
+        if lacking: return f"{seeds} seeds are enough, but a verdict needs SFT+ on {' and '.join(sorted(lacking))}, too: --match-on model,executed."
+        return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
     whole = queue_data(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))['minutes']
     time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
     one, some = 'One seed compares two checkpoints, not two methods', f'{seeds} seeds show how much runs differ, not yet which method leads'
     about = one if seeds==1 else some
-    return f'{about}: a verdict takes {need} seeds (--seeds {need}), about {time} here.'
+    return f'{about}: a verdict takes at least {need} seeds (--seeds {need}), about {time} here.'
 
 # %% ../../nbs/tools/10_run.ipynb #1a7e6da9
 def verdict(run_dir)->dict:

@@ -131,12 +131,13 @@ def match_table(folder)->pd.DataFrame:
 # %% ../../nbs/tools/08_show.ipynb #e8624168
 def score_table(folder)->pd.DataFrame:
     "Scores by weights, task and decoding; standard errors are of one run's problems only."
-    a = read_json(Path(folder)/'arm.json', dict(scores=dict, not_run=list))
+    a = read_json(Path(folder)/'arm.json', dict(scores=dict, not_run=list, eval_settings=dict))
+    sampled = f"temperature {a['eval_settings']['temperature']:g}, top-k {a['eval_settings']['top_k']}"
     parts = ('parsed', 'stopped', 'used_calculator', 'correct_if_parsed')
     rows = []
     for ckpt,tasks in a['scores'].items():
         for task,s in tasks.items():
-            for how,x in [('greedy', s)] + ([('temperature 1', s['t1'])] if 't1' in s else []):
+            for how,x in [('greedy', s)] + ([(sampled, s['t1'])] if 't1' in s else []):
                 p,n = x['accuracy'], x['n']
                 more = {k: x.get(k) for k in parts}
                 rows.append(dict(weights=ckpt, task=task, decoding=how, accuracy=p, se=(p*(1-p)/n)**.5, problems=n, **more))

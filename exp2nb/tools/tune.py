@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['section_of', 'arm_rates', 'scaled', 'trial_folder', 'refuse_study', 'trial', 'train_trial', 'same_arm', 'mean_of',
-           'marked', 'tried', 'beyond', 'tune', 'tune_text', 'untold', 'best_changes', 'exp2_tune']
+           'marked', 'tried', 'beyond', 'tune', 'tune_text', 'untold', 'has_rates', 'best_changes', 'exp2_tune']
 
 # %% ../../nbs/tools/03_tune.ipynb #3cb2c8d9
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from statistics import fmean
 from ..arms import ARMS, ArmRun, check_same, greedy_on_dev, record_training
 from ..config import Config, Number, Several, UserError, Whole, Word
@@ -162,6 +162,8 @@ def tune_text(rows:list)->str:
         line = f'{arm[0]:9} x{f:<5g} dev {mean_of(mine, f):.1%} ({each})  {flops:.2e} FLOPs  {seconds:.0f} s {mark}'
         out.append(line.rstrip())
     out += [f'{arm[0]}: all trials scored the same, so they tell no factor apart, and the preset\'s rates stay.' for arm in untold(rows)]
+    others = [a for a in dict.fromkeys(r['arm'] for r in rows) if not has_rates(a)]
+    if others: out.append(f"{', '.join(others)}: no rates of their own, they run at those of rl and sft_plus.")
     return '\n'.join([*out, f'--changes {best_changes(rows)!r}' if best_changes(rows) else 'No arm changes its rates.'])
 
 def untold(rows:list)->list:   # see `same_arm`
@@ -170,10 +172,14 @@ def untold(rows:list)->list:   # see `same_arm`
     for r in rows: arms.setdefault(same_arm(r), []).append(r)
     return [arm for arm,mine in arms.items() if len({mean_of(mine, r['factor']) for r in mine})==1]
 
+def has_rates(arm)->bool:
+    "Has this arm a section of its own in the configuration? The others run at the rates of `rl` and `sft_plus`."
+    return arm in {f.name for f in fields(Config)}
+
 def best_changes(rows:list)->str:
     "The best rates that are not the preset's, as `changes`: of the rows at full budget, matched on `model`."
     told = [r for r in rows if r['best'] and r['factor']!=1 and same_arm(r) not in untold(rows)]
-    best = {r['arm']: r for r in told if same_arm(r)[1:]==('model', 1.) and r['arm']!='rl_random'}
+    best = {r['arm']: r for r in told if same_arm(r)[1:]==('model', 1.) and has_rates(r['arm'])}
     numbers = [(arm, name, value) for arm,r in best.items() for name,value in r['rates'].items() if isinstance(value, float)]
     return ' '.join(f'{arm}.rates.{name}={value:g}' for arm,name,value in numbers)
 
