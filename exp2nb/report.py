@@ -39,7 +39,7 @@ def compared(run_dirs, **kwargs)->dict:
     said = ladder['said']
     idle = result['verdict'].get('premise', {}).get('idle')
     if said and idle: said = ['Nothing was learned, so what lies between SFT and RL cannot be told.']
-    if said and about(result): said.append(about(result))
+    elif said and about(result): said.append(about(result))
     return result | dict(between=said, tables=result['tables'] | ladder['tables'])
 
 # %% ../nbs/23_report.ipynb #f44a78e9
@@ -584,9 +584,10 @@ def reach_in_words(result)->list:
     design = f"{n} seed{'s' if n>1 else ''} and {v['items']:,} problems"
     out = [f"Did an arm gain? {v['premise']['words']}."]
     if r.get('speaks', True):
-        out.append(f"Reach: with {design}, equal arms would be shown to be within ±{margin} points in about {100*r['chance_equivalent']:.0f} % "
-                   f"of such experiments; a true difference of {points(r['smallest_effect'])} points would be seen in at least 80 %. Both are "
-                   'of one way of counting, and include how badly so few seeds know the spread of runs.')
+        chance, effect = f"{100*r['chance_equivalent']:.0f} %", points(r['smallest_effect'])
+        out.append(f'Reach: with {design}, equal arms would be shown to be within ±{margin} points in about {chance} of such experiments; '
+                   f'a true difference of {effect} points would be seen in at least 80 %. Both are of one way of counting, and include how '
+                   'badly so few seeds know the spread of runs.')
     else: out.append(f'Reach: with {design} the rule gives no verdict, whatever the scores.')
     if n==1 and v['mcnemar_p'] is not None:
         out.append(f"McNemar's exact test of these two checkpoints, which says nothing of the methods: p = {v['mcnemar_p']:.3g}.")

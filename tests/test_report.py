@@ -320,7 +320,8 @@ def test_what_lies_between_gets_no_winner_s_words_from_few_seeds(tmp_path):
     said = ' '.join(analyse(run)['between'])
     assert 'Below it' not in said and 'too few seeds for a verdict' in said and '1 seeds' not in said
     one = tmp_path/'one'
-    for arm, gain in dict(sft=0., rl=.05, sft_plus=.2, rft=.1, sft50_rl50=.25, sft_plus4=.2).items(): fake_arm(one, arm, 0, gain=gain, **SMALL)
+    for arm, gain in dict(sft=0., rl=.05, sft_plus=.2, rft=.1, sft50_rl50=.25, sft_plus4=.2).items():
+        fake_arm(one, arm, 0, gain=gain, **SMALL)
     said = ' '.join(analyse(one)['between'])
     assert 'One seed: this is about these checkpoints.' in said and '1 seeds' not in said
 

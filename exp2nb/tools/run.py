@@ -378,7 +378,8 @@ def reach(cs:list)->str:
     need = fewest_seeds(paired=vary!='arm') if seeds > 1 else fewest_seeds()
     if seeds >= need:
         lacking = {'model', 'executed'} - {x.match_on for x in cs if x.arm=='sft_plus'}
-        if lacking: return f"{seeds} seeds are enough, but a verdict needs SFT+ on {' and '.join(sorted(lacking))}, too: --match-on model,executed."
+        on = ' and '.join(sorted(lacking))
+        if on: return f'{seeds} seeds are enough, but a verdict needs SFT+ on {on}, too: --match-on model,executed.'
         return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
     whole = queue_data(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))['minutes']
     time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
