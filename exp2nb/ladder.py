@@ -141,6 +141,7 @@ def too_few(rows, name='')->str:
     if not n: return ''
     return ' One seed: this is about these checkpoints.' if n==1 else f' {n} seeds are too few for a verdict.'
 
+# %% ../nbs/22_ladder.ipynb #98b9412f
 def split_said(rows, flat:bool, margin:float)->str:
     "Which share of the budget one curve recommends."
     first,best = FIRST[rows[0]['first']], next(r for r in rows if r['best'])
@@ -173,6 +174,7 @@ def longer_said(view:View, rows)->list:
         out.append(f'{label(a)}, over {len(seeds)} seeds: {ends}.')
     return out
 
+# %% ../nbs/22_ladder.ipynb #f4b0bc75
 def price_said(rows, longer='')->str:
     "At how many worked solutions a problem SFT+ meets RL's gain. `longer`: the same for one solution on more seeds."
     met = next((r for r in rows if r['to_rl_difference'] >= 0), None)
