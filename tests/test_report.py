@@ -302,11 +302,13 @@ def test_what_lies_between_sft_and_rl_is_told(done):
         assert abs(r['difference']-true) < .06 and r['low'] < r['difference'] < r['high'] and r['seeds']==3, r
     assert [r['arm'] for r in t['neighbours']]==['rft', 'rft_online', 'positives', 'rl']
     assert [r['share'] for r in t['splits']]==[0., .25, .5, .75, 1.] and [r['arm'] for r in t['splits'] if r['best']]==['sft50_rl50']
-    ladder, split, price, scope = result['between']
+    ladder, split, price, bought, lost, unsaid, scope = result['between']
     assert 'from one SFT checkpoint' in scope
     assert 'from SFT+ to RFT −' in ladder
     assert 'SFT+ first: the highest mean is that of 50 % SFT+' in split and 'Not told from it: 75 %' in split
     assert price.startswith("By its means, SFT+ meets RL's gain with 1 worked solution a problem, the fewest")
+    assert bought.startswith('What to buy: 50 % SFT+, then RL has the highest mean gain over SFT') and '75 % SFT+, then RL' in bought
+    assert lost.startswith('Forgotten') and lost.index('No loss is shown of') > 0 and unsaid.startswith('What none of this says')
     assert '<h2>What lies between SFT and RL</h2>' in page
     assert all(line.split('(')[0] in page for line in (split, price.replace("'", '&#39;')))
     for name in ('ladder', 'frontier', 'split_curve', 'price_of_a_reward'): assert (run/'report'/'figures'/f'{name}.png').is_file()
