@@ -855,6 +855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'exp2nb.lab.base_folder': ('lab.html#base_folder', 'exp2nb/lab.py'),
                             'exp2nb.lab.begun_threads': ('lab.html#begun_threads', 'exp2nb/lab.py'),
                             'exp2nb.lab.benchmark': ('lab.html#benchmark', 'exp2nb/lab.py'),
+                            'exp2nb.lab.check_alone': ('lab.html#check_alone', 'exp2nb/lab.py'),
                             'exp2nb.lab.check_start': ('lab.html#check_start', 'exp2nb/lab.py'),
                             'exp2nb.lab.closure': ('lab.html#closure', 'exp2nb/lab.py'),
                             'exp2nb.lab.code_of': ('lab.html#code_of', 'exp2nb/lab.py'),

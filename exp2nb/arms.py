@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import parallel
-from .config import Config, UserError, check_choice, device_of, git_revision, seed_of, sha256_of, versions
+from .config import Config, UserError, check_choice, device_of, git_revision, run_folder, seed_of, sha256_of, versions
 from .engine import generate
 from .evaluate import Answers, Evaluation, chat_core, departure, evaluate, fit_prompts, generated_answers, score_rows
 from .grpo import GRPO, preflight, summary as summarise_groups
-from .lab import (Lab, alone, arm_folder, base_folder, begun_threads, code_of, kept_tokens, ledger_in, run_stage, save_weights,
+from .lab import (Lab, alone, arm_folder, base_folder, begun_threads, check_alone, code_of, kept_tokens, ledger_in, run_stage, save_weights,
                         say)
 from .ledger import Budget, budget_record, ledger_summary, load_budget, read_rows, totals
 from .store import (
@@ -107,6 +107,7 @@ def check_worked(arm:str, task):
 
 def load_rl(folder, c:Config, shape, sft_sha256)->RLRun:
     "The RL arm in `folder`, verified. Raises `UserError` that says what to run first."
+    if c.match_on=='seconds': check_alone(run_folder(c))
     budget = load_budget(folder, c.match_on, shape, c.target)
     record = read_trained(folder)
     if bad := altered_file(folder, record['files']):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['APART', 'ANSWER', 'TOGETHER', 'arms_folder', 'arm_folder', 'base_folder', 'rehearsal_folder', 'sft_folder',
            'module_files', 'names_imported', 'imports_of', 'closure', 'tree_of', 'tree_hash', 'code_of', 'reuse',
-           'Checkpoint', 'load_recorded', 'alone', 'say', 'threads_of', 'begun_threads', 'shared', 'Lab', 'check_start',
-           'form_for', 'benchmark', 'hash_of_data', 'run_stage', 'ledger_in', 'kept_tokens', 'save_weights',
-           'make_tokenizer', 'given', 'make_base', 'Rehearsal', 'instructions_of', 'steps_done', 'answer_all',
-           'answer_some', 'facts_of', 'make_rehearsal', 'make_sft']
+           'Checkpoint', 'load_recorded', 'alone', 'say', 'threads_of', 'begun_threads', 'check_alone', 'shared', 'Lab',
+           'check_start', 'form_for', 'benchmark', 'hash_of_data', 'run_stage', 'ledger_in', 'kept_tokens',
+           'save_weights', 'make_tokenizer', 'given', 'make_base', 'Rehearsal', 'instructions_of', 'steps_done',
+           'answer_all', 'answer_some', 'facts_of', 'make_rehearsal', 'make_sft']
 
 # %% ../nbs/18_lab.ipynb #a0dd7edb
 import ast, copy, functools, json, time
@@ -237,6 +237,17 @@ def begun_threads(
     try: yield
     finally:
         if begun!=now: torch.set_num_threads(now)
+
+# %% ../nbs/18_lab.ipynb #bd060bfe
+def check_alone(
+    run_dir,
+    beside:bool=False   # they are about to run side by side
+):
+    "Refuse to compare the seconds of runs that were not alone on their machine. Raises `UserError`."
+    planned = Path(run_dir)/'plan.json'
+    if beside or (planned.exists() and read_json(planned).get('beside', False)):
+        raise UserError(f'the runs in {run_dir} are not alone on their machine, so match_on seconds cannot compare them: '
+                        'choose another run_dir, with one job at a time and without --only-seed.')
 
 # %% ../nbs/18_lab.ipynb #e6850b87
 def shared(

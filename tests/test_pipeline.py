@@ -152,6 +152,13 @@ def test_an_altered_tokenizer_is_refused_and_made_again(embedded, copied):
     path.unlink()
     assert Lab(config(copied, 'sft_plus'), False).base.tok.hash==embedded[1]['rl']['tokenizer_sha256']
 
+def test_an_arm_is_not_matched_on_the_seconds_of_a_run_that_had_company(copied):
+    "One at a time is what exp2_run asks for; an arm that is started by itself must ask for it, too."
+    (copied/'plan.json').write_text(json.dumps(dict(beside=True)))
+    c = config(copied, 'sft_plus', match_on='seconds')
+    assert 'not alone on their machine' in refused(c) and not (arm_folder(c)/'trained.json').exists()
+    run_arm(config(copied, 'sft_plus'), progress=False)   # FLOPs do not depend on company
+
 def test_after_rl_was_run_again_a_matched_arm_can_be_run_again(copied):
     "Another run of RL took other seconds, so its ledger has another hash; what matched the old one is not continued."
     c, rl = config(copied, 'sft_plus'), config(copied, 'rl')

@@ -18,7 +18,7 @@ from fastcore.meta import delegates
 from tqdm import tqdm
 from ..arms import launch
 from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
-from ..lab import arm_folder, threads_of
+from ..lab import arm_folder, check_alone, threads_of
 from ..stats import fewest_seeds
 from ..store import Interrupted, read_json, write_json
 from .cli import Stopped, command, project_root, say_error
@@ -291,9 +291,7 @@ def write_plan(run_dir, cs:list, q:dict):
     "plan.json, for `exp2_status`. Raises `UserError` where seconds would be compared that were not measured alone."
     path = run_dir/'plan.json'
     beside = q['jobs'] > 1 or (path.exists() and read_json(path).get('beside', False))
-    if beside and any(c.match_on=='seconds' for c in cs):
-        raise UserError(f'the runs in {run_dir} are not alone on their machine, so match_on seconds cannot compare them: '
-                        'choose another run_dir, with one job at a time and without --only-seed.')
+    if any(c.match_on=='seconds' for c in cs): check_alone(run_dir, beside)
     runs = [{k: r[k] for k in ('name', 'makes', 'after')} for r in q['runs']]
     write_json(path, dict(pieces=q['pieces'], jobs=q['jobs'], beside=beside, runs=runs))
 
