@@ -1096,6 +1096,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.report.templates': ('report.html#templates', 'exp2nb/report.py'),
                                'exp2nb.report.trust_shown': ('report.html#trust_shown', 'exp2nb/report.py'),
                                'exp2nb.report.tuning_shown': ('report.html#tuning_shown', 'exp2nb/report.py'),
+                               'exp2nb.report.unbeaten': ('report.html#unbeaten', 'exp2nb/report.py'),
                                'exp2nb.report.verdict_card': ('report.html#verdict_card', 'exp2nb/report.py'),
                                'exp2nb.report.verdict_line': ('report.html#verdict_line', 'exp2nb/report.py'),
                                'exp2nb.report.with_interval': ('report.html#with_interval', 'exp2nb/report.py'),

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CODES', 'LATENT', 'COVERAGE', 'HYPOTHESES', 'ARMS', 'FLOPS', 'SCOPES', 'CODE_WORDS', 'NO_SIGNAL', 'RUN_EXECUTED',
-           'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'graded', 'mcnemar_p', 'holm', 'rule', 'agreed',
-           'gains', 'World', 'simulate', 'verdicts', 'coded', 'coverage_rates', 'verdict_rates', 'holds_level',
-           'seeds_suffice', 'fewest_seeds', 'Variances', 'assumed', 'measured', 'plausible', 'planned', 'foreseen',
-           'effects_seen', 'margins_shown', 'power_of', 'chance_equivalent', 'smallest_effect', 'smallest_margin',
-           'enough', 'seeds_needed', 'latent_of', 'points', 'span', 'premise', 'hypothesis_of', 'harms', 'scope_of',
-           'scope_words', 'judge', 'how_far', 'compared', 'on_problems', 'why_not', 'seeds_in_words', 'what_is_needed',
-           'sentence', 'decide', 'reach_of', 'notes_of', 'crossing', 'crossover', 'pass_at_k', 'majority_at_k']
+           'NO_SEEDS', 'Estimate', 'tost', 'crossed', 'difference', 'accuracy', 'graded', 'mcnemar_p', 'holm', 'rule',
+           'agreed', 'gains', 'World', 'simulate', 'verdicts', 'coded', 'coverage_rates', 'verdict_rates',
+           'holds_level', 'seeds_suffice', 'fewest_seeds', 'Variances', 'assumed', 'measured', 'plausible', 'planned',
+           'foreseen', 'effects_seen', 'margins_shown', 'power_of', 'chance_equivalent', 'smallest_effect',
+           'smallest_margin', 'enough', 'seeds_needed', 'latent_of', 'points', 'span', 'premise', 'hypothesis_of',
+           'harms', 'scope_of', 'scope_words', 'judge', 'how_far', 'compared', 'on_problems', 'why_not',
+           'seeds_in_words', 'what_is_needed', 'sentence', 'decide', 'reach_of', 'notes_of', 'crossing', 'crossover',
+           'pass_at_k', 'majority_at_k']
 
 # %% ../nbs/20_stats.ipynb #a282f5ab
 from dataclasses import dataclass
@@ -478,10 +479,11 @@ def scope_of(seeds:int, sft)->str:
     if seeds==1: return 'two_checkpoints'
     return 'one_sft_checkpoint' if len(sft)==1 else 'methods'
 
-def scope_words(scope, seeds:int, vary:str='sft')->str:
-    "The scope as the end of a sentence."
+def scope_words(scope, seeds:int, vary:str='sft', starts:int=None)->str:
+    "The scope as the end of a sentence. `starts`: number of different SFT checkpoints, where seeds share some."
     if scope=='two_checkpoints': return 'one seed, so this is about two checkpoints'
     if scope=='one_sft_checkpoint': return f'{seeds} seeds from one SFT checkpoint, so this is about that checkpoint'
+    if starts and starts < seeds: return f'{seeds} seeds from {starts} SFT checkpoints'
     return f'{seeds} seeds, each from its own {"base and SFT checkpoint" if vary=="base" else "SFT checkpoint"}'
 
 # %% ../nbs/20_stats.ipynb #e7a823a8
@@ -491,12 +493,13 @@ def judge(
     margin:float=.02,             # equivalence margin, as a share, stated in advance
     paired:bool=False,            # every seed has its own SFT checkpoint
     starts:int=None               # number of different SFT checkpoints, where paired seeds share some
-)->dict:                          # code, difference, intervals, seeds
+)->dict:                          # code, difference, intervals, seeds, needed: how many seeds would decide, in words
     "The rule on one way of counting FLOPs."
     e = difference(rl, sft_plus, paired)
     code = str(coded(rl, sft_plus, sft, zero_advantage, margin, paired, starts))
     bounds = {name: [float(x) for x in e.interval(level)] for name,level in (('interval',.95), ('interval_90',.90))}
-    return dict(code=code, difference=float(e.mean), **bounds, seeds=min(len(rl),len(sft_plus)))
+    needed = seeds_in_words(rl, sft_plus, margin, paired)[1]
+    return dict(code=code, difference=float(e.mean), **bounds, seeds=min(len(rl),len(sft_plus)), needed=needed)
 
 # %% ../nbs/20_stats.ipynb #019dc9a5
 def how_far(d, other='')->str:
@@ -533,36 +536,43 @@ def why_not(one:dict, executed:dict, pre:dict, paired:bool, enough_seeds:bool)->
         return 'extra SFT with equal executed FLOPs was not run (executed not run), and one way of counting does not decide'
     if executed['code']=='cannot_tell' and executed['seeds'] < one['seeds']:
         return f'extra SFT with equal executed FLOPs was run for {executed["seeds"]} of {one["seeds"]} seeds'
-    says = ' and '.join(f'{CODE_WORDS[b["code"]]} at equal {FLOPS[k]}' for k,b in (('model',one),('executed',executed)))
-    return f'the answer depends on how FLOPs are counted: {says}'
+    says = [f'{CODE_WORDS[b["code"]]} at equal {FLOPS[k]}' for k,b in (('model',one),('executed',executed))]
+    if executed['code']=='cannot_tell':
+        return f'{says[0]}, but open at equal {FLOPS["executed"]}: {span(*executed["interval"])} are compatible with what was seen'
+    return f'the answer depends on how FLOPs are counted: {" and ".join(says)}'
 
 CODE_WORDS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equivalent', cannot_tell='cannot tell')
 
 # %% ../nbs/20_stats.ipynb #72bddf25
 def seeds_in_words(rl, sft_plus, margin, paired:bool)->tuple:   # in short, in full
-    "How many seeds would decide at the margin's size, as phrases."
+    "How many seeds would decide at the margin's size on one way of counting, in four of five experiments, as phrases."
     one = min(len(rl),len(sft_plus))==1
     paired,v = paired or one, plausible(rl, sft_plus, paired)
     n,m = (seeds_needed(margin, v, np.shape(rl)[-1], equal, paired=paired) for equal in (False,True))
     count = lambda k: f'about {k} seeds' if k else 'more than 100 seeds (or more test problems)'
-    own = ', each from its own SFT checkpoint' if paired else ''
-    guess = ' (if the gap differs by 2 points from seed to seed)' if one else ''
-    short = f'to see a difference of {points(margin)} points between the methods takes {count(n)}{own}'
-    return short, f'{short}, and to show that there is none {count(m)}{guess}'
+    own,of = (', each from its own SFT checkpoint','the methods') if paired else ('','the arms from this SFT checkpoint')
+    guess = ' if the gap differs by 2 points from seed to seed' if one else ''
+    short = f'to see a difference of {points(margin)} points between {of} takes {count(n)}{own}'
+    full = f'{short}, and to show that there is none {count(m)}{","*bool(guess)+guess} (each in four of five experiments)'
+    return short + ','*bool(guess) + guess, full
 
 NO_SIGNAL = '''More seeds will not help while nothing is learned: take an easier task, more SFT, more samples a problem, a longer run or a
 larger model.'''
 RUN_EXECUTED = 'Run arm sft_plus with match_on executed for every seed.'
+NO_SEEDS = 'More seeds will not help, since each way of counting has its answer: say first which FLOPs your budget is made of.'
 
 def what_is_needed(code, one:dict, executed:dict, pre:dict, scope, more:str)->str:
     "What would decide it, or what it would take to speak of the methods; None if neither is open."
-    if code!='cannot_tell':
-        return None if scope=='methods' else f'At least {fewest_seeds()} seeds, each from its own SFT checkpoint.'
+    methods = f'At least {fewest_seeds()} seeds, each from its own SFT checkpoint'
+    if code!='cannot_tell': return None if scope=='methods' else f'{methods}.'
     if pre['idle']: return ' '.join(NO_SIGNAL.split())
     lacking = executed is None or executed['seeds'] < one['seeds']
-    open_seeds = one['code']=='cannot_tell' or not lacking
-    parts = [f'{more[:1].upper()}{more[1:]}.'] if open_seeds else []
-    return ' '.join(parts + [RUN_EXECUTED]*lacking)
+    if one['code']=='cannot_tell': parts = [f'{more[:1].upper()}{more[1:]}.']
+    elif lacking: parts = []
+    elif executed['code']!='cannot_tell': parts = [NO_SEEDS]
+    else: parts = [f'At equal {FLOPS["executed"]} {executed.get("needed") or more}.']
+    parts += [RUN_EXECUTED]*lacking
+    return ' '.join(parts + [f'{methods}, to speak of the methods.']*(scope=='one_sft_checkpoint'))
 
 # %% ../nbs/20_stats.ipynb #30b1122e
 def sentence(code, why, by_basis:dict, task, about, margin)->str:
@@ -598,7 +608,7 @@ def decide(
     short,more = seeds_in_words(rl, sft_plus, margin, paired)
     speaks = seeds_suffice(seeds, paired, starts)
     why = why_not(one, executed, pre, paired, speaks) if code=='cannot_tell' else f'{CODE_WORDS[code]} on both ways of counting FLOPs'
-    about = scope_words(scope, seeds, vary) if seeds>1 or pre['idle'] else short
+    about = scope_words(scope, seeds, vary, starts if paired else None) if seeds>1 or pre['idle'] else short
     return dict(code=code, scope=scope, sentence=sentence(code, why, by_basis, task, about, margin), difference=one['difference'],
                 interval=one['interval'], reason=why, by_basis=by_basis, hypothesis=hypothesis_of(code, pre['moved']),
                 notes=notes_of(code, pre, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,

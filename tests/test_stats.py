@@ -83,6 +83,14 @@ def test_large_differences_are_found_and_their_scope_said(gap, code, seeds, own,
     assert ('above' if gap>0 else 'below') in v['sentence'] and 'billed' in v['sentence'] and 'executed' in v['sentence']
     assert (v['needed'] is None)==(scope=='methods')
 
+def test_what_would_decide_is_about_what_was_compared():
+    "Three seeds from one SFT checkpoint: a number of seeds about that checkpoint, and what it takes to speak of the methods."
+    v = verdict(.01, 3, False, items=300)
+    assert v['code']=='cannot_tell' and 'between the arms from this SFT checkpoint' in v['needed']
+    assert v['needed'].endswith('At least 10 seeds, each from its own SFT checkpoint, to speak of the methods.')
+    one = verdict(.01, 1, False)
+    assert 'if the gap differs by 2 points from seed to seed' in one['sentence'] and 'four of five experiments' in one['needed']
+
 
 @pytest.mark.parametrize('gap', [-.10, 0., .10])
 def test_one_seed_speaks_of_two_checkpoints(gap):
@@ -104,7 +112,8 @@ def test_seeds_that_share_sft_checkpoints_count_once():
     rl, sft_plus, executed, sft = world(.12, 10)
     others = dict(executed=judge(rl, executed, sft, paired=True))
     assert decide(rl, sft_plus, sft, paired=True, others=others)['code']=='rl_better'
-    assert decide(rl, sft_plus, sft, paired=True, others=others, starts=5)['code']=='cannot_tell'
+    five = decide(rl, sft_plus, sft, paired=True, others=others, starts=5)
+    assert five['code']=='cannot_tell' and '10 seeds from 5 SFT checkpoints' in five['sentence']
 
 
 def test_equal_arms_with_enough_data_are_equivalent():
@@ -125,7 +134,9 @@ def test_both_ways_of_counting_must_agree(a, b):
     assert v['code']==(a if a==b else 'cannot_tell')==str(agreed(a, b))
     assert set(v['by_basis'])=={'model', *others, 'note', 'seconds'} and v['hypothesis']==(HYPOTHESES.get(a) if a==b else None)
     if b is None and a!='cannot_tell': assert 'executed not run' in v['sentence'] and 'match_on executed' in v['needed']
-    elif a!=b and a!='cannot_tell': assert 'depends on how FLOPs are counted' in v['sentence']
+    elif a!=b and a!='cannot_tell':   # uncertain is no other answer
+        says, needs = ('open at equal executed', 'At equal executed') if b=='cannot_tell' else ('depends on how FLOPs are', 'will not help')
+        assert says in v['sentence'] and needs in v['needed']
 
 
 def test_one_experiment_and_many_get_the_same_verdict():

@@ -239,7 +239,7 @@ def model_card(
     which = ', '.join(f'{k} {arm[k]}' for k in ('preset', 'seed') if k in arm)
     lines = [f'# {how[0].upper()}{how[1:]}: {task}', '',
              'One model of a comparison that asks whether reinforcement learning on math problems earns its compute, '
-             'or whether the same FLOPs do as well when they are spent on more supervised training.', '',
+             'or whether a bill of as many FLOPs does as well when it is spent on more supervised training.', '',
              f"- Trained by: {how}, on {task} (arm `{name}`{', '*bool(which)}{which})",
              f"- Started from: {base or 'a base that was pretrained in the same run'}"]
     if n := arm.get('parameters'): lines.append(f'- Parameters: {n/1e6:,.1f} million')

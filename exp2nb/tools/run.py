@@ -378,11 +378,11 @@ def reach(cs:list)->str:
         lacking = {'model', 'executed'} - {x.match_on for x in cs if x.arm=='sft_plus'}
         on = ' and '.join(sorted(lacking))
         if on: return f'{seeds} seeds are enough, but a verdict needs SFT+ on {on}, too: --match-on model,executed.'
-        return f'{seeds} seeds are enough for a verdict' + (', about this one SFT checkpoint.' if vary=='arm' else '.')
+        one = ' about this one SFT checkpoint' if vary=='arm' else ''
+        return f'{seeds} seeds are enough for a verdict{one}, unless the scores leave it open.'
     whole = queue_data(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))['minutes']
     time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
-    one, some = 'One seed compares two checkpoints, not two methods', f'{seeds} seeds show how much runs differ, not yet which method leads'
-    about = one if seeds==1 else some
+    about = 'One seed compares two checkpoints, not two methods' if seeds==1 else f'{seeds} seeds give an interval, not a verdict'
     return f'{about}: a verdict takes at least {need} seeds (--seeds {need}), about {time} here.'
 
 # %% ../../nbs/tools/10_run.ipynb #1a7e6da9
