@@ -354,9 +354,10 @@ def unbeaten(rows)->list:
 # %% ../nbs/23_report.ipynb #58ce0087
 @figure('What a gain costs elsewhere', '''Each point is an arm at equal billed FLOPs: its gain on the target against its mean
 difference to the SFT checkpoint on the other benchmarks, each with the same weight, with 95 % intervals. Left of
-zero: something was forgotten. Grey: the frontier, of the arms with most seeds: by their means no other is better on both.''')
+zero: something was forgotten. Grey: the frontier, of the arms with most seeds: by their means no other is better on both.
+Without RL on random rewards, a control that nobody would buy.''')
 def frontier(result):
-    rows = [r for r in result['tables'].get('gains', []) if r['other_difference'] is not None]
+    rows = [r for r in result['tables'].get('gains', []) if r['other_difference'] is not None and r['arm']!='rl_random']
     if len(rows) < 3: return None
     most = max(r['seeds'] for r in rows)
     fig,ax = plt.subplots(figsize=(5.4,4.6))
@@ -365,7 +366,7 @@ def frontier(result):
         ax.errorbar(x, y, _errors([r]), _errors([r], 'other_'), fmt='none', ecolor=colour(r['arm']), lw=.8, alpha=.45)
         ax.plot(x, y, marker(r['arm']), color=colour(r['arm']), ms=8, label=label(r['arm']), **face(r['arm'], r, most))
     edge = unbeaten([r for r in rows if r['seeds']==most])
-    ax.plot([100*r['other_difference'] for r in edge], [100*r['difference'] for r in edge], color='.6', lw=1.2, zorder=0)
+    ax.plot([100*r['other_difference'] for r in edge], [100*r['difference'] for r in edge], color='.6', lw=2, zorder=0)
     ax.axhline(0, color='.3', lw=1)
     ax.axvline(0, color='.3', lw=1)
     ax.set(xlabel='difference to SFT on the other benchmarks (points)', ylabel=f"gain on {result['task']} (points)")
