@@ -1,5 +1,9 @@
 """`pytest --slow` also runs the long versions."""
+import signal
 import pytest
+
+if signal.getsignal(signal.SIGINT)==signal.SIG_IGN:   # as in what a shell starts with `&`: the tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser): parser.addoption('--slow', action='store_true', help='run the long versions too')
 
