@@ -688,7 +688,7 @@ def budget_entry(view:View)->dict:
                 would_buy={r['basis']:dict(steps=r['steps'], epochs=r['epochs']) for r in price_table(view)})
 
 # %% ../nbs/21_results.ipynb #f7cb9161
-ENDPOINT = "greedy {what} on {task}'s test split, end of budget, matched on billed (model) FLOPs and again on executed FLOPs"
+ENDPOINT = "greedy {what} on the test split of {task}, end of budget, matched on billed (model) FLOPs and again on executed FLOPs"
 
 def measure_of(view:View)->str:
     "What the target's score is: an accuracy, or the mean of scores between 0 and 1."
