@@ -1,5 +1,5 @@
 "From run folders to a page: what is refused, what is written, and that a stranger's browser can show it."
-import json, re, shutil, subprocess
+import importlib.util, json, re, shutil, subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 import jsonschema, pytest
@@ -147,6 +147,26 @@ def test_the_page_needs_no_other_file_and_answers_first(done):
     assert order==sorted(order)
     words = ' '.join(page.text)
     assert result['verdict']['sentence'] in words and 'nan' not in re.findall(r'\b\w+\b', words.lower()) and 'None' not in words
+
+
+def test_the_records_tables_are_made_from_the_result(done):
+    "records/embedded/tables.py: every table that there are rows for, the means of the result, nothing but the tables changed in the page."
+    path = Path(__file__).parent.parent/'records'/'embedded'/'tables.py'
+    spec = importlib.util.spec_from_file_location('tables', path)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    result = done[1]
+    text = tables.page(result)
+    titles = ['All arms', 'Each seed', 'Besides the endpoint', 'The ladder', 'Step by step', 'Other budgets', 'Other starting points']
+    assert re.findall('^### (.*)$', text, re.M)==titles
+    rows = [[x.strip() for x in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
+    rl = next(row for row in rows if row[0]=='RL')
+    assert rl[1:3]==['3', f"{100*result['arms']['rl']['stories']['mean']:.1f}"]
+    last = next(row for row in rows if row[0]=='mean')
+    assert last[5]==tables.points(result['verdict']['difference']) and last[5][0]=='−'
+    once = tables.into(f'before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n', text)
+    assert once.startswith('before\n') and once.endswith('\nafter\n') and text in once and 'old' not in once
+    assert tables.into(once, text)==once
 
 
 def test_verdict_line(done):
