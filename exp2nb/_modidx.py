@@ -298,6 +298,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.config.optional': ('config.html#optional', 'exp2nb/config.py'),
                                'exp2nb.config.override': ('config.html#override', 'exp2nb/config.py'),
                                'exp2nb.config.own_target': ('config.html#own_target', 'exp2nb/config.py'),
+                               'exp2nb.config.processor': ('config.html#processor', 'exp2nb/config.py'),
+                               'exp2nb.config.ran_on': ('config.html#ran_on', 'exp2nb/config.py'),
                                'exp2nb.config.run_folder': ('config.html#run_folder', 'exp2nb/config.py'),
                                'exp2nb.config.seed_of': ('config.html#seed_of', 'exp2nb/config.py'),
                                'exp2nb.config.sha256_of': ('config.html#sha256_of', 'exp2nb/config.py'),

@@ -7,8 +7,8 @@ __all__ = ['Count', 'Cap', 'Share', 'Rate', 'Heat', 'Place', 'MATCH_ON', 'PRESET
            'FAMILIES', 'UserError', 'check_choice', 'shown', 'optional', 'as_number', 'Whole', 'Number', 'Word', 'Text',
            'Flag', 'Several', 'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig',
            'OnlineConfig', 'PositivesConfig', 'EvalConfig', 'Config', 'own_target', 'check_target', 'task_name',
-           'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'versions',
-           'device_of', 'dtype_of', 'run_folder']
+           'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'processor',
+           'versions', 'ran_on', 'device_of', 'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #94e6f540
 import dataclasses, hashlib, importlib, importlib.metadata, json, math, os, platform, re, subprocess
@@ -526,16 +526,26 @@ def git_revision(
     except (OSError, subprocess.SubprocessError, NameError): return ''
 
 # %% ../nbs/00_config.ipynb #14dea748
+def processor()->str:
+    "Name of this machine's processor."
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text(encoding='utf-8', errors='replace').splitlines() if info.exists() else []
+    return next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
+
 def versions()->dict:  # name → version
-    "Versions of everything that can change a result."
+    "Versions of everything that can change a result, and what it ran on."
     names = 'exp2nb torch numpy numba tiktoken rustbpe datasets safetensors scipy statsmodels'.split()
     def ver(n):
         try: return importlib.metadata.version(n)
         except importlib.metadata.PackageNotFoundError: return None
     import torch
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return dict(python=platform.python_version(), platform=platform.platform(), threads=torch.get_num_threads(), cuda=torch.version.cuda,
-                gpu=gpu, **{n:ver(n) for n in names})
+    return dict(python=platform.python_version(), platform=platform.platform(), cpu=processor(), threads=torch.get_num_threads(),
+                cuda=torch.version.cuda, gpu=gpu, **{n:ver(n) for n in names})
+
+def ran_on(versions:dict)->str:
+    "A machine in words: its GPU or processor, and PyTorch."
+    return f"{versions.get('gpu') or versions.get('cpu') or 'CPU'}, PyTorch {versions.get('torch')}"
 
 # %% ../nbs/00_config.ipynb #602903c6
 def device_of(c:Config)->str:

@@ -652,7 +652,8 @@ def sources(result)->list:
     if p.get('dev_seen'): dev = 'may have been seen before (a given SFT checkpoint): no checkpoint was chosen on them'
     return [('run folders', ', '.join(p['folders'])), ('arm records', p['records']),
             ('SFT checkpoint (SHA-256)', sft if isinstance(sft, str) else ', '.join(sft)), ('base', base), ('dev problems', dev),
-            ('code', ', '.join(p['git']) or 'not recorded'),
+            ('code', ', '.join(p['git']) or 'not recorded'), ('analysis', p.get('analysis') or 'not recorded'),
+            ('ran on', '; '.join(p.get('machines', [])) or 'not recorded'),
             ('evaluation', ', '.join(f'{k}={v}' for k,v in result['eval_settings'].items()))]
 
 # %% ../nbs/23_report.ipynb #cd4c32b7

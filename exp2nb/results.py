@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.meta import delegates
-from .config import MATCH_ON, UserError, sha256_of, task_name
+from .config import MATCH_ON, UserError, git_revision, ran_on, sha256_of, task_name
 from .grpo import drift_words
 from .ledger import BUDGET_STAGES, read_rows, totals, would_buy
 from exp2nb.stats import (
@@ -828,11 +828,12 @@ def _one(values):
 
 # %% ../nbs/21_results.ipynb #9f609423
 def provenance(studies)->dict:
-    "Which code and which hashes the numbers come from."
+    "Which code, machines and hashes the numbers come from; `analysis`: the revision that computed them."
     rs = [r for s in studies for r in s.records]
     shared = {k: _one([r.info.get(k) for r in rs]) for k in ('base_sha256', 'tokenizer_sha256')}
     git = sorted({str(r.info['git']) for r in rs if r.info.get('git')})
-    return dict(folders=sorted({r.run.name for r in rs}), git=git, records=len(rs), **shared,
+    machines = sorted({ran_on(r.info['versions']) for r in rs if r.info.get('versions')})
+    return dict(folders=sorted({r.run.name for r in rs}), git=git, analysis=git_revision(), machines=machines, records=len(rs), **shared,
                 base_flops=rs[0].info.get('base_flops'), dev_seen=any(r.info.get('dev_seen') for r in rs), vary=studies[0].vary)
 
 def tuning_table(studies)->list:

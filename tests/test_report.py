@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 import jsonschema, pytest
 from exp2nb.arms import ARMS
-from exp2nb.config import UserError
+from exp2nb.config import UserError, git_revision
 from exp2nb.report import COLOURS, FIGURES, MARKERS, RESULT_SCHEMA, analyse, check_result, draw, verdict_line
 from exp2nb.results import LABELS, summarise
 from exp2nb.store import read_json, write_json
@@ -59,6 +59,7 @@ def test_result_is_valid_and_complete(done):
     b = result['budget']
     assert b['match_on']=='model' and abs(b['sft_plus']/b['rl']-1) <= .001 and set(b['would_buy'])=={'model', 'executed', 'note', 'seconds'}
     assert len(result['zero_advantage'])==3 and result['sft_sha256']=='a'*64
+    assert (result['provenance']['analysis'], result['provenance']['machines'])==(git_revision(), [])
     assert 'arm sft_mix' in result['not_run'] and 'matched on note' in result['not_run'] and 'arm rft' not in result['not_run']
     assert [len(result['tables'][k]) for k in ('budgets', 'starts', 'tuning')]==[3, 2, 1] and result['crossover']['budget']
 
@@ -167,6 +168,16 @@ def test_the_records_tables_are_made_from_the_result(done):
     once = tables.into(f'before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n', text)
     assert once.startswith('before\n') and once.endswith('\nafter\n') and text in once and 'old' not in once
     assert tables.into(once, text)==once
+
+
+def test_the_page_names_every_processor_and_the_analysis_own_revision(tmp_path):
+    run = small(tmp_path)
+    for arm, cpu in (('rl', 'AMD EPYC'), ('sft_plus', 'Intel Xeon')):
+        for f in (run/arm).rglob('arm.json'): edit(f, versions=dict(cpu=cpu, gpu=None, torch='2.13.0'))
+    result = analyse(run)
+    assert result['provenance']['machines']==['AMD EPYC, PyTorch 2.13.0', 'Intel Xeon, PyTorch 2.13.0']
+    page = (run/'report'/'report.html').read_text()
+    assert 'AMD EPYC, PyTorch 2.13.0; Intel Xeon, PyTorch 2.13.0' in page and (git_revision() or 'not recorded') in page
 
 
 def test_verdict_line(done):

@@ -25,8 +25,9 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from ..config import (
-    Cap, Flag, ModelConfig, PRESETS, Place, Rates, Text, UserError, Whole, Word, check_choice, git_revision, make_config)
+from exp2nb.config import (
+    Cap, Flag, ModelConfig, PRESETS, Place, Rates, Text, UserError, Whole, Word, check_choice, git_revision, make_config,
+    processor)
 from ..engine import Row, generate
 from . import register
 from .fused import onednn_linear
@@ -763,11 +764,8 @@ def bench(
 # %% ../../nbs/fast/05_bench.ipynb #e08edec6
 def machine(device='cpu')->dict:
     "What it ran on."
-    cpu, info = platform.processor(), Path('/proc/cpuinfo')
-    lines = info.read_text(encoding='utf-8').splitlines() if info.exists() else []
-    cpu = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), cpu)
     settings = lambda k: k.startswith('MALLOC_') or k in ('THP_MEM_ALLOC_ENABLE', 'LD_PRELOAD')   # the allocator's, see `runs/env.sh`
-    return dict(cpu=cpu, memory={k:v for k,v in os.environ.items() if settings(k)}, threads=torch.get_num_threads(),
+    return dict(cpu=processor(), memory={k:v for k,v in os.environ.items() if settings(k)}, threads=torch.get_num_threads(),
                 clock='wall' if CLOCK.get() is time.perf_counter else 'CPU time',
                 gpu=torch.cuda.get_device_name() if str(device).startswith('cuda') else None,
                 torch=torch.__version__, python=platform.python_version())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from ..arms import MAY_DIFFER, read_trained
-from ..config import Place, Several, Text, UserError, make_config
+from ..config import Place, Several, Text, UserError, make_config, ran_on
 from ..results import UNREAD, read_record
 from ..store import altered_file, files_record, lock_holder, misfit, os_errors, read_json
 from .cli import command
@@ -284,8 +284,7 @@ def contents(run_dir)->dict:   # run_dir, arms, trained, trials, git, machines
         folder = run_dir/u
         if not (c := config_of(folder)): continue
         git.add(c.get('git') or 'unknown')
-        v = c.get('versions', {})
-        machines.add(f"{v.get('gpu') or 'CPU'}, PyTorch {v.get('torch')}")
+        machines.add(ran_on(c.get('versions', {})))
         if (folder/'trial.json').exists():
             trials += 1
             continue
