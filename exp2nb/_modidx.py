@@ -1045,6 +1045,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.report._difference_along': ('report.html#_difference_along', 'exp2nb/report.py'),
                                'exp2nb.report._errors': ('report.html#_errors', 'exp2nb/report.py'),
                                'exp2nb.report._list': ('report.html#_list', 'exp2nb/report.py'),
+                               'exp2nb.report._many': ('report.html#_many', 'exp2nb/report.py'),
                                'exp2nb.report._map': ('report.html#_map', 'exp2nb/report.py'),
                                'exp2nb.report._obj': ('report.html#_obj', 'exp2nb/report.py'),
                                'exp2nb.report._or_null': ('report.html#_or_null', 'exp2nb/report.py'),

@@ -50,8 +50,8 @@ def mean_of(rs, field)->float:   # None where it was not measured
     return float(np.mean(have)) if have else None
 
 def gains_table(view:View, tasks)->list:
-    """What every arm gained and lost. `tasks`: the target, then the other benchmarks. FLOPs are billed ones, means over seeds;
-    `executed`: how many were executed for each of them."""
+    """What every arm gained and lost. `tasks`: the target, then the other benchmarks; a row's `tasks` has the difference to SFT on each
+    of those. FLOPs are billed ones, means over seeds; `executed`: how many were executed for each of them."""
     rows = []
     for arm in [a for a in view.study.arms() if a!='sft']:
         gain,rs = above_sft(view, arm), view.of(arm)
@@ -60,7 +60,8 @@ def gains_table(view:View, tasks)->list:
         other = bounds(lost) | dict(p=float(lost.p)) if lost else dict.fromkeys(('difference', 'low', 'high', 'p'))
         made = float(np.mean([totals(r.ledger, ('rollout',))['model'] for r in rs]))
         sampled = above_sft(view, arm, greedy=False)
-        rows.append(dict(arm=arm, **counted(view, arm), **bounds(crossed(gain)), **{f'other_{k}':v for k,v in other.items()},
+        each = {t: bounds(crossed(d)) for t in tasks[1:] if (d := above_sft(view, arm, t)) is not None}
+        rows.append(dict(arm=arm, **counted(view, arm), **bounds(crossed(gain)), **{f'other_{k}':v for k,v in other.items()}, tasks=each,
                          sampled=None if sampled is None else float(sampled.mean()),
                          kl=mean_of(rs, 'kl_to_sft'), entropy=mean_of(rs, 'entropy'),
                          generation=made, training=float(np.mean([r.spent['model'] for r in rs]))-made,

@@ -327,6 +327,11 @@ def _errors(rows, name='')->np.ndarray:   # (2, rows) in points
     value = lambda k: 100*np.array([r[name+k] for r in rows])
     return np.maximum(0, [value('difference')-value('low'), value('high')-value('difference')])
 
+def _many(rows)->str:
+    "How many seeds the points of a curve have."
+    n = rows[0]['seeds']
+    return f"{n} seed{'s'*(n>1)}"
+
 @figure('The ladder from SFT to RL', '''Gain over the SFT checkpoint with 95 % intervals, at equal billed FLOPs with generation
 included. From left to right, more of the training data is the model's own and fresh. Whether neighbours differ is
 in the table: intervals of gains overlap more than those of differences.''')
@@ -386,7 +391,7 @@ def split_curve(result):
         if not mine: continue
         arm = 'sft_plus' if first=='sft' else 'rl'
         ax.errorbar([100*r['share']+1.5*k for r in mine], [100*r['difference'] for r in mine], _errors(mine), fmt=marker(arm)+'-',
-                    color=colour(arm), capsize=3, ms=6, label=name)
+                    color=colour(arm), capsize=3, ms=6, label=f'{name}, {_many(mine)}')
     ax.axhline(0, color='.3', lw=1)
     ax.set(xlabel='share of the budget that went to SFT+ (%)', xticks=range(0, 101, 25))
     ax.set_ylabel(f"gain over SFT on {result['task']} (points)")
@@ -402,9 +407,9 @@ def price_of_a_reward(result):
     fig,ax = plt.subplots()
     rl = rows[0]
     ax.axhspan(100*rl['rl_low'], 100*rl['rl_high'], color=colour('rl'), alpha=.12, lw=0)
-    ax.axhline(100*rl['rl_difference'], color=colour('rl'), ls='--', lw=1.3, label='RL')
+    ax.axhline(100*rl['rl_difference'], color=colour('rl'), ls='--', lw=1.3, label=f'RL, {_many(rows)}')
     ax.errorbar([r['solutions'] for r in rows], [100*r['difference'] for r in rows], _errors(rows), fmt=marker('sft_plus')+'-',
-                color=colour('sft_plus'), capsize=3, ms=6, label='SFT+')
+                color=colour('sft_plus'), capsize=3, ms=6, label=f'SFT+, {_many(rows)}')
     ax.set_xscale('log', base=2)
     ax.set_xticks([r['solutions'] for r in rows], [r['solutions'] for r in rows])
     ax.minorticks_off()

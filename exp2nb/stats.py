@@ -570,7 +570,7 @@ def what_is_needed(code, one:dict, executed:dict, pre:dict, scope, more:str)->st
     if one['code']=='cannot_tell': parts = [f'{more[:1].upper()}{more[1:]}.']
     elif lacking: parts = []
     elif executed['code']!='cannot_tell': parts = [NO_SEEDS]
-    else: parts = [f'At equal {FLOPS["executed"]} {executed.get("needed") or more}.']
+    else: parts = [f'At equal {FLOPS["executed"]}, {executed.get("needed") or more}.']
     parts += [RUN_EXECUTED]*lacking
     return ' '.join(parts + [f'{methods}, to speak of the methods.']*(scope=='one_sft_checkpoint'))
 

@@ -158,15 +158,25 @@ def test_the_records_tables_are_made_from_the_result(done):
     spec.loader.exec_module(tables)
     result = done[1]
     text = tables.page(result)
-    titles = ['All arms', 'Each seed', 'Besides the endpoint', 'The ladder', 'Step by step', 'Other budgets', 'Other starting points']
+    titles = ['The verdict', 'Ways to count', 'All arms', 'Each seed', 'Gains and losses', 'What was paid, and how far it led',
+              'Besides the endpoint', 'More tries', 'The ladder, step by step', 'Splits of the budget', 'Worked solutions',
+              'What lies between, in words', 'Other budgets', 'Other starting points']
     assert re.findall('^### (.*)$', text, re.M)==titles
+    said = [result['verdict']['sentence'], *result['between'], *(x['sentence'] for x in result['crossover'].values())]
+    assert all(x in text for x in said)
     rows = [[x.strip() for x in line.split('|')[1:-1]] for line in text.splitlines() if line.startswith('|')]
     rl = next(row for row in rows if row[0]=='RL')
     assert rl[1:3]==['3', f"{100*result['arms']['rl']['stories']['mean']:.1f}"]
     last = next(row for row in rows if row[0]=='mean')
     assert last[5]==tables.points(result['verdict']['difference']) and last[5][0]=='−'
-    once = tables.into(f'before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n', text)
-    assert once.startswith('before\n') and once.endswith('\nafter\n') and text in once and 'old' not in once
+    share = next(row for row in rows if row[:2]==['SFT+ first', '50 %'])
+    best = next(x for x in result['tables']['splits'] if x['arm']=='sft50_rl50')
+    assert share[3]==tables.points(best['difference']) and share[5]=='highest'
+    beside = f"With the first form the verdict would be `{result['verdict']['code']}`."
+    assert beside not in text and beside in tables.page(result, result)
+    with pytest.raises(SystemExit, match='lacks the marks'): tables.into('no marks', text)
+    once = tables.into(f'before\n{tables.BEGIN}\nXYZ\n{tables.END}\nafter\n', text)
+    assert once.startswith('before\n') and once.endswith('\nafter\n') and text in once and 'XYZ' not in once
     assert tables.into(once, text)==once
 
 

@@ -1,10 +1,11 @@
 """The tables of the study's page, from its result.json: no figure in them is copied by hand.
 
-    python tables.py result.json            prints them
-    python tables.py result.json README.md  puts them between the page's two marks
+    python tables.py result.json                            prints them
+    python tables.py result.json README.md [FIRST_FORM.json]  puts them between the page's two marks
 """
 import json, sys
 from pathlib import Path
+from exp2nb.ladder import FIRST, LADDER
 from exp2nb.results import LABELS
 
 BEGIN, END = '<!-- tables.py begins -->', '<!-- tables.py ends -->'
@@ -27,22 +28,60 @@ def table(head:list, rows:list)->str:
 
 def mean(xs): return sum(xs)/len(xs) if xs else None
 
+def verdict(r:dict)->str:
+    "The rule's code, its sentence, and what stands beside it."
+    v = r['verdict']
+    said = [f"**`{v['code']}`**: {v['sentence']}", *v['notes'], f"Over SFT: {v['premise']['words']}.", v['needed']]
+    return '\n'.join(f'- {x}' for x in said if x)
+
+def by_basis(r:dict, first:dict=None)->str:
+    "RL − SFT+ on each way to count. `first`: the result with SFT+ on `executed` at the plan's first rates."
+    forms = [(f'`{basis}`', row) for basis,row in r['verdict']['by_basis'].items()]
+    if first: forms.append(('`executed`, first form', first['verdict']['by_basis']['executed']))
+    rows = [[name, x['seeds'], *gap(dict(difference=x['difference'], low=x['interval'][0], high=x['interval'][1])),
+             span(*x['interval_90']), f"`{x['code']}`"] for name,x in forms]
+    text = table(['matched on', 'seeds', *GAP, '90 % interval', 'alone the rule says'], rows)
+    return text + (f"\n\nWith the first form the verdict would be `{first['verdict']['code']}`." if first else '')
+
+def measured(r:dict, arm, name):
+    "A mean of the table of measures; None where it was not taken."
+    return next((x['value'] for x in r['tables']['beside'] if (x['arm'], x['measure'])==(arm, name)), None)
+
+def by_ladder(rows:list)->list:
+    "The ladder's arms first, in its order."
+    steps = list(LADDER)
+    return sorted(rows, key=lambda x: steps.index(x['arm']) if x['arm'] in steps else len(steps))
+
 def all_arms(r:dict)->str:
     "One row an arm and basis, at the full budget."
     ends = {(e['arm'], e['match_on'], e['checkpoint'], e['decoding']): e for e in r['tables']['ends'] if e['budget']==1}
-    gains = {g['arm']: g for g in r['tables']['gains']}
     rows = []
     for (arm, basis, checkpoint, decoding), e in ends.items():
         if (checkpoint, decoding)!=('end', 'greedy'): continue
         own = basis=='model'
         other = [r['arms'][arm][t]['mean'] for t in ('spellingbee', 'choices')] if own else [None, None]
         best, sampled = ends.get((arm, basis, 'best_dev', 'greedy'), {}), ends.get((arm, basis, 'end', 'sampled'), {})
-        g = gains.get(arm, {}) if own else {}
+        stops = measured(r, arm, 'answer stops') if own else None
         rows.append([LABELS[arm] + ('' if own else f', on `{basis}`'), e['seeds'], percent(e['accuracy']), percent(sampled.get('accuracy')),
-                     percent(best.get('accuracy')), *map(percent, other), f"{e['flops']/1e12:.2f}" if e['flops'] else '–',
-                     f"{g['executed']:.2f}" if g.get('executed') else '–', f"{g['kl']:.3f}" if g.get('kl') is not None else '–'])
-    head = ['arm', 'seeds', 'greedy', 'sampled', 'best on dev', 'spelling', 'choices', 'TFLOPs billed', 'executed, of billed', 'KL to SFT']
-    return table(head, rows)
+                     percent(best.get('accuracy')), *map(percent, other), percent(None if stops is None else 1-stops)])
+    return table(['arm', 'seeds', 'greedy', 'sampled', 'best on dev', 'spelling', 'choices', 'answers cut'], rows)
+
+def paid(r:dict)->str:
+    "What each arm was billed for, in TFLOPs, and how far it moved."
+    kinds = {(x['arm'], x['stage']): x['amount'] for x in r['tables']['stages'] if x['basis']=='model'}
+    stages = [s for s in ('rollout', 'update', 'sft', 'optimizer') if any(kinds.get((g['arm'], s)) for g in r['tables']['gains'])]
+    rows = [[LABELS[g['arm']], g['seeds'], f"{(g['generation']+g['training'])/1e12:.2f}",
+             *(f"{kinds.get((g['arm'], s), 0)/1e12:.2f}" for s in stages), f"{g['executed']:.2f}",
+             *('–' if g[k] is None else f'{g[k]:.3f}' for k in ('kl', 'entropy'))] for g in by_ladder(r['tables']['gains'])]
+    return table(['arm', 'seeds', 'billed', *stages, 'executed, of billed', 'KL to SFT', 'entropy'], rows)
+
+def tries(r:dict)->str:
+    "pass@k and majority@k of answers at temperature 1, in percent."
+    ks = sorted({x['k'] for x in r['tables']['tries']})
+    got = {(x['arm'], x['measure'], x['k']): x['value'] for x in r['tables']['tries']}
+    arms = [a for a in LABELS if (a, 'pass', 1) in got]
+    rows = [[LABELS[a], *(percent(got.get((a, m, k))) for m in ('pass', 'majority') for k in ks)] for a in arms]
+    return table(['arm', *(f'pass@{k}' for k in ks), *(f'majority@{k}' for k in ks)], rows)
 
 def each_seed(r:dict)->str:
     "The endpoint of each seed, in percent, and RL − SFT+ in points."
@@ -65,10 +104,15 @@ def besides(r:dict)->str:
         rows.append([f"{x['task']}: {contrast}", x['seeds'], *gap(x)])
     return table(['what', 'seeds', *GAP], rows)
 
-def ladder(r:dict)->str:
-    "Gains over SFT, and what was forgotten: the other tasks together."
-    rows = [[LABELS[g['arm']], g['seeds'], *gap(g), *gap(g, 'other_')] for g in r['tables']['gains']]
-    return table(['arm', 'seeds', 'gain over SFT', '95 % interval', 'other tasks', '95 % interval'], rows)
+def gains(r:dict)->str:
+    "Gains over SFT, and what was forgotten: each other benchmark, and their mean."
+    rows = by_ladder(r['tables']['gains'])
+    tasks = list(rows[0]['tasks'])
+    def lost(g, t):
+        d = g['tasks'].get(t)
+        return f"{points(d['difference'])} ({span(d['low'], d['high'])})" if d else '–'
+    cells = [[LABELS[g['arm']], g['seeds'], *gap(g), *(lost(g, t) for t in tasks), *gap(g, 'other_')] for g in rows]
+    return table(['arm', 'seeds', 'gain over SFT', '95 % interval', *tasks, 'mean of these', '95 % interval'], cells)
 
 def neighbours(r:dict)->str:
     "Each step of the ladder against the one before it."
@@ -76,28 +120,48 @@ def neighbours(r:dict)->str:
             for x in r['tables']['neighbours']]
     return table(['step', 'seeds', *GAP, "p, Holm's"], rows)
 
-def along(rows:list, head:str, name)->str:
-    "RL − SFT+ over budgets or starting points."
-    cells = [[name(x), x['seeds'], *(percent(x[arm]) for arm in ('sft', 'rl', 'sft_plus')), *gap(x)] for x in rows]
-    return table([head, 'seeds', 'SFT', 'RL', 'SFT+', 'RL − SFT+', '95 % interval'], cells)
+def splits(r:dict)->str:
+    "The budget's split: gain over SFT against the share that went to SFT+, and how far each share is from the highest mean."
+    rows = [[FIRST[x['first']], f"{100*x['share']:.0f} %", x['seeds'], *gap(x), *(['highest', '', ''] if x['best'] else
+             [*gap(x, 'to_best_'), x['to_best_seeds']])] for x in r['tables']['splits']]
+    return table(['order', 'on SFT+', 'seeds', 'gain over SFT', '95 % interval', 'to the highest', '95 % interval', 'seeds'], rows)
 
-def page(r:dict)->str:
-    "All tables that the result has rows for."
+def solutions(r:dict)->str:
+    "SFT+ with several worded solutions a problem: its gain, and its difference to RL."
+    rows = [[x['solutions'], x['seeds'], *gap(x), *gap(x, 'to_rl_')] for x in r['tables']['solutions']]
+    return table(['solutions a problem', 'seeds', 'gain over SFT', '95 % interval', 'SFT+ − RL', '95 % interval'], rows)
+
+def along(rows:list, head:str, name, crossing)->str:   # '' for a single point
+    "RL − SFT+ over budgets or starting points, and where they cross."
+    if len(rows) < 2: return ''
+    cells = [[name(x), x['seeds'], *(percent(x[arm]) for arm in ('sft', 'rl', 'sft_plus')), *gap(x)] for x in rows]
+    text = table([head, 'seeds', 'SFT', 'RL', 'SFT+', 'RL − SFT+', '95 % interval'], cells)
+    return text + (f"\n\nCrossing: {crossing['sentence']}." if crossing else '')
+
+def page(r:dict, first:dict=None)->str:
+    "All tables that the result has rows for. `first`: the result of the plan's first form."
     t = r['tables']
-    parts = [('All arms', all_arms(r)), ('Each seed', each_seed(r)), ('Besides the endpoint', besides(r))]
-    if len(t['gains']) > 2: parts += [('The ladder', ladder(r)), ('Step by step', neighbours(r))]
-    if len(t['budgets']) > 1: parts.append(('Other budgets', along(t['budgets'], 'share of the budget', lambda x: f"{x['budget']:g}")))
-    if len(t['starts']) > 1:
-        start = lambda x: f"{percent(x['sft_accuracy'])} %"
-        parts.append(('Other starting points', along(t['starts'], 'SFT starts at', start)))
-    return '\n\n'.join(f'### {title}\n\n{text}' for title, text in parts)
+    between = '\n'.join(f'- {said}' for said in r['between'])
+    start = lambda x: f"{percent(x['sft_accuracy'])} %"
+    share = lambda x: f"{x['budget']:g}"
+    parts = {
+        'The verdict': verdict(r), 'Ways to count': by_basis(r, first), 'All arms': all_arms(r), 'Each seed': each_seed(r),
+        'Gains and losses': gains(r), 'What was paid, and how far it led': paid(r), 'Besides the endpoint': besides(r),
+        'More tries': tries(r) if t['tries'] else '', 'The ladder, step by step': neighbours(r) if t['neighbours'] else '',
+        'Splits of the budget': splits(r) if t['splits'] else '', 'Worked solutions': solutions(r) if t['solutions'] else '',
+        'What lies between, in words': between,
+        'Other budgets': along(t['budgets'], 'share of the budget', share, r['crossover'].get('budget')),
+        'Other starting points': along(t['starts'], 'SFT starts at', start, r['crossover'].get('start'))}
+    return '\n\n'.join(f'### {title}\n\n{text}' for title, text in parts.items() if text)
 
 def into(text:str, tables:str)->str:
     "A page with the tables between its marks."
+    if BEGIN not in text or END not in text: raise SystemExit(f'the page lacks the marks: put {BEGIN} and {END} where the tables belong')
     before, _, rest = text.partition(BEGIN)
     return f'{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}'
 
 if __name__=='__main__':
-    tables = page(json.loads(Path(sys.argv[1]).read_text(encoding='utf-8')))
+    read = lambda path: json.loads(Path(path).read_text(encoding='utf-8'))
+    tables = page(read(sys.argv[1]), *map(read, sys.argv[3:4]))
     if len(sys.argv)==2: print(tables)
     else: Path(sys.argv[2]).write_text(into(Path(sys.argv[2]).read_text(encoding='utf-8'), tables), encoding='utf-8')
