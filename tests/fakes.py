@@ -4,6 +4,7 @@ The truth is a gain over SFT per arm, in shares of the target's problems, and a 
 import json
 from pathlib import Path
 import numpy as np
+from exp2nb.results import SPLITS
 from exp2nb.store import files_record, read_json, write_json
 
 FILES = ('config.json', 'items.jsonl', 'ledger.jsonl', 'metrics.jsonl')
@@ -28,10 +29,17 @@ def answer_rows(rng, task, levels, shift, samples, checkpoints):
     return rows
 
 
+def kinds_of_work(arm):
+    "Stage → its share of an arm's bill: the optimizer's is 3 %, generation's a fifth of what RL or answers of one's own take."
+    if arm in ('rft', 'rft_online'): return dict(rollout=.2, sft=.77, optimizer=.03)
+    split = {f'{a}{s}_{b}{100-s}': (s if a=='rl' else 100-s)/100 for s,a,b in SPLITS}
+    rl = split.get(arm, 1. if arm.startswith('rl') or arm=='positives' else 0.)
+    return {k: f for k,f in dict(rollout=.2*rl, update=.77*rl, sft=.97*(1-rl), optimizer=.03).items() if f}
+
+
 def ledger_rows(arm, steps, total, executed=1.3):
-    "Rows of ledger.jsonl; the optimizer's share is 3 %, generation's a fifth. `executed`: executed FLOPs for one of the model's."
-    rl = arm.startswith('rl')
-    parts = dict(rollout=.2, update=.77, optimizer=.03) if rl else dict(sft=.97, optimizer=.03)
+    "Rows of ledger.jsonl. `executed`: executed FLOPs for one of the model's."
+    rl, parts = arm.startswith('rl'), kinds_of_work(arm)
     rows = []
     for s in range(steps):
         for stage, share in parts.items():

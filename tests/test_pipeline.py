@@ -344,8 +344,18 @@ def test_the_arms_between_sft_and_rl_spend_the_same_budget(solved, lucky):
     sampled = [i for i,r in enumerate(rows) if r['stage']=='rollout']
     asked = rl['steps']*config(solved, 'rl').rl.problems*config(solved, 'rl').rl.samples
     answered = len(read_jsonl(arm_folder(config(solved, 'rft_online'))/'rollouts.jsonl'))   # the last step may have no room
-    assert asked/2 < answered <= asked and paid('rft_online', 'rollout', 'sft') > 0
+    assert asked/2 < answered <= asked and paid('rft_online', 'rollout') > 0 and paid('rft_online', 'sft') > 0
     assert any(b-a > 1 for a,b in zip(sampled, sampled[1:]))   # training in between: the answers are fresh
+    for a in got: assert got[a]['kl_to_sft'] >= 0 and got[a]['entropy'] > 0, a
+
+def test_one_round_samples_once_from_the_sft_checkpoint(solved, tmp_path, lucky):
+    "With one round, all answers are sampled before the first update."
+    other = shutil.copytree(solved, tmp_path/'other')
+    got = run_arm(config(other, 'rft_online', changes={'rft_online.rounds': 1}), progress=False)
+    stages = [r['stage'] for r in ledger(other, 'rft_online') if r['stage'] in ('rollout', 'sft')]
+    first = stages.index('sft')
+    assert abs(got['residual']) < .001 and 0 < first < len(stages)
+    assert set(stages[:first])=={'rollout'} and set(stages[first:])=={'sft'}
 
 @pytest.mark.parametrize('arm', ['rft_online', 'sft50_rl50', 'rl50_sft50'])
 def test_an_arm_in_parts_goes_on_where_it_was_stopped(solved, tmp_path, monkeypatch, lucky, arm):

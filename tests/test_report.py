@@ -341,6 +341,9 @@ def test_what_lies_between_sft_and_rl_is_told(done):
     for r in t['gains']:
         true = BETWEEN.get(r['arm'], dict(rl=.05, sft_plus=.2).get(r['arm']))
         assert abs(r['difference']-true) < .06 and r['low'] < r['difference'] < r['high'] and r['seeds']==3, r
+    made = {r['arm']: r['generation']/(r['generation']+r['training']) for r in t['gains']}
+    shares = dict(sft_plus=0., rft=.2, rft_online=.2, positives=.2, rl=.2, sft50_rl50=.1, sft75_rl25=.05)
+    for arm, share in shares.items(): assert made[arm]==pytest.approx(share, abs=1e-3), arm
     assert [r['arm'] for r in t['neighbours']]==['rft', 'rft_online', 'positives', 'rl']
     assert [r['share'] for r in t['splits']]==[0., .25, .5, .75, 1.] and [r['arm'] for r in t['splits'] if r['best']]==['sft50_rl50']
     ladder, split, price, bought, lost, unsaid, scope = result['between']
