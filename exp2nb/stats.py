@@ -461,15 +461,18 @@ def premise(
                 idle=bool(dead or max(high for _,high in intervals.values()) < margin),
                 gains={a:float(g.mean) for a,g in zip(ARMS, both, strict=True)}, intervals=intervals)
 
-def hypothesis_of(code, moved:dict):
+def hypothesis_of(code, *moved):   # `moved` of `premise`, on each way of counting
     "The hypothesis that the verdict speaks for; None where what it speaks of was not shown."
     needs = dict(rl_better=['rl'], equivalent=['rl','sft_plus'], rl_worse=['sft_plus'], cannot_tell=[])[code]
-    return HYPOTHESES.get(code) if all(moved[a]=='up' for a in needs) else None
+    return HYPOTHESES.get(code) if all(m[a]=='up' for m in moved for a in needs) else None
 
-def harms(pre:dict)->list:
-    "A sentence for each arm that fell below the SFT checkpoint."
-    return [f'{ARMS[a][:1].upper()+ARMS[a][1:]} lowered the score: {points(abs(pre["gains"][a]))} points below the SFT checkpoint '
-            f'(95 % interval {span(*pre["intervals"][a])}).' for a,m in pre['moved'].items() if m=='down']
+def harms(pre:dict, executed:dict=None)->list:
+    "A sentence for each arm that fell below the SFT checkpoint. `executed`: what `judge` says of SFT+ with equal executed FLOPs."
+    fell = [(ARMS[a], a, pre) for a,m in pre['moved'].items() if m=='down']
+    other = executed and executed['over_sft']
+    if other and other['moved']['sft_plus']=='down': fell.append((f'extra SFT with equal {FLOPS["executed"]}', 'sft_plus', other))
+    return [f'{name[:1].upper()+name[1:]} lowered the score: {points(abs(of["gains"][a]))} points below the SFT checkpoint '
+            f'(95 % interval {span(*of["intervals"][a])}).' for name,a,of in fell]
 
 # %% ../nbs/20_stats.ipynb #763cfbcc
 SCOPES = dict(methods='the methods', one_sft_checkpoint='one SFT checkpoint', two_checkpoints='two checkpoints')
@@ -493,13 +496,14 @@ def judge(
     margin:float=.02,             # equivalence margin, as a share, stated in advance
     paired:bool=False,            # every seed has its own SFT checkpoint
     starts:int=None               # number of different SFT checkpoints, where paired seeds share some
-)->dict:                          # code, difference, intervals, seeds, needed: how many seeds would decide, in words
+)->dict:                          # code, difference, intervals, seeds, over_sft, needed: how many seeds would decide, in words
     "The rule on one way of counting FLOPs."
-    e = difference(rl, sft_plus, paired)
+    e,pre = difference(rl, sft_plus, paired), premise(rl, sft_plus, sft, zero_advantage, paired, margin)
     code = str(coded(rl, sft_plus, sft, zero_advantage, margin, paired, starts))
     bounds = {name: [float(x) for x in e.interval(level)] for name,level in (('interval',.95), ('interval_90',.90))}
     needed = seeds_in_words(rl, sft_plus, margin, paired)[1]
-    return dict(code=code, difference=float(e.mean), **bounds, seeds=min(len(rl),len(sft_plus)), needed=needed)
+    over_sft = {k: pre[k] for k in ('moved','gains','intervals')}
+    return dict(code=code, difference=float(e.mean), **bounds, seeds=min(len(rl),len(sft_plus)), over_sft=over_sft, needed=needed)
 
 # %% ../nbs/20_stats.ipynb #019dc9a5
 def how_far(d, other='')->str:
@@ -610,8 +614,9 @@ def decide(
     why = why_not(one, executed, pre, paired, speaks) if code=='cannot_tell' else f'{CODE_WORDS[code]} on both ways of counting FLOPs'
     about = scope_words(scope, seeds, vary, starts if paired else None) if seeds>1 or pre['idle'] else short
     return dict(code=code, scope=scope, sentence=sentence(code, why, by_basis, task, about, margin), difference=one['difference'],
-                interval=one['interval'], reason=why, by_basis=by_basis, hypothesis=hypothesis_of(code, pre['moved']),
-                notes=notes_of(code, pre, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,
+                interval=one['interval'], reason=why, by_basis=by_basis,
+                hypothesis=hypothesis_of(code, *(by_basis[k]['over_sft']['moved'] for k in ('model','executed') if by_basis.get(k))),
+                notes=notes_of(code, pre, executed, why), needed=what_is_needed(code, one, executed, pre, scope, more), premise=pre,
                 reach=reach_of(rl, sft_plus, margin, paired, starts), margin=margin, seeds=seeds, items=int(rl.shape[-1]), se=float(e.se),
                 df=float(e.df), p=float(e.p), p_equivalence=float(tost(e, margin)),
                 mcnemar_p=mcnemar_p(rl[0], sft_plus[0]) if seeds==1 and not graded(rl, sft_plus) else None)
@@ -624,11 +629,12 @@ def reach_of(rl, sft_plus, margin, paired=False, starts=None)->dict:
     chance = chance_equivalent(margin, v, seeds, items) if speaks else 0.
     return dict(speaks=speaks, chance_equivalent=chance, reachable=chance>=.5, smallest_effect=smallest_effect(v, seeds, items))
 
-def notes_of(code, pre:dict, why)->list:
+def notes_of(code, pre:dict, executed:dict, why)->list:
     "What the sentence does not say and a reader must know."
-    notes = harms(pre)
+    notes = harms(pre, executed)
+    moved = [p['moved'] for p in (pre, executed and executed['over_sft']) if p]
     if not pre['signal'] and why!=pre['reason']: notes.append(f'{pre["reason"][:1].upper()+pre["reason"][1:]}.')
-    if code!='cannot_tell' and hypothesis_of(code, pre['moved']) is None:
+    if code!='cannot_tell' and hypothesis_of(code, *moved) is None:
         notes.append('No hypothesis follows, because the gain over the SFT checkpoint that it speaks of was not shown.')
     return notes
 

@@ -151,10 +151,19 @@ def test_a_hypothesis_needs_what_it_speaks_of():
     harmed = verdict(.05, 10, gain=0., sft_plus=.40, seed=1)
     both = verdict(0., 10, gain=0., sft_plus=.40, items=6000)
     for v in (harmed, both): assert v['code']=='cannot_tell' and v['hypothesis'] is None and 'no gain' in v['reason']
-    assert [n.split(' lowered')[0] for n in harmed['notes']]==['Extra SFT']
-    assert [n.split(' lowered')[0] for n in both['notes']]==['RL', 'Extra SFT']
+    assert [n.split(' lowered')[0] for n in harmed['notes']]==['Extra SFT', 'Extra SFT with equal executed FLOPs']
+    assert [n.split(' lowered')[0] for n in both['notes']]==['RL', 'Extra SFT', 'Extra SFT with equal executed FLOPs']
     fell = verdict(-.12, 10, gain=.06)                    # SFT+ gained, RL fell
     assert fell['code']=='rl_worse' and fell['hypothesis'] and fell['notes'][0].startswith('RL lowered')
+
+def test_extra_sft_has_to_gain_on_both_ways_of_counting():
+    "SFT+ with equal executed FLOPs that fell is named, and no gain is claimed for it."
+    better = verdict(.04, 10, sft_plus=.46, executed=.40, gain=.0, items=20_000)
+    assert better['code']=='rl_better' and better['hypothesis']==HYPOTHESES['rl_better']
+    assert [n.split(' lowered')[0] for n in better['notes']]==['Extra SFT with equal executed FLOPs']
+    alike = verdict(-.003, 10, sft_plus=.46, executed=.442, gain=.0, items=20_000, sd=.001)
+    assert alike['code']=='equivalent' and alike['hypothesis'] is None
+    assert alike['notes'][0].startswith('Extra SFT with equal executed FLOPs lowered') and 'No hypothesis follows' in alike['notes'][-1]
 
 
 def test_no_signal_is_not_equivalence():
