@@ -136,10 +136,14 @@ def ladder_said(rows)->str:
     "What the ladder's steps show."
     differ = [r for r in rows if r['p_holm'] <= .05]
     rest = len(rows)-len(differ)
-    said = [f"from {label(r['after'])} to {label(r['arm'])} {with_seeds(r)}" for r in differ]
-    if not said: return f"No step of the ladder, of {len(rows)}, can be told from zero (by Holm's method).{too_few(rows)}"
-    other = f" The other {'one' if rest==1 else rest} cannot be told from zero." if rest else ''
-    return f"Steps of the ladder that change the score, in points (by Holm's method): {'; '.join(said)}.{other}{too_few(rows)}"
+    if not differ: return f"No step of the ladder, of {len(rows)}, can be told from zero (by Holm's method).{too_few(rows)}"
+    words = {True: 'Steps of the ladder that change the score', False: 'Steps to another mean, from too few seeds for a verdict'}
+    out = []
+    for enough,lead in words.items():
+        said = [f"from {label(r['after'])} to {label(r['arm'])} {with_seeds(r)}" for r in differ if r['enough']==enough]
+        if said: out.append(f"{lead}, in points (by Holm's method): {'; '.join(said)}.")
+    if rest: out.append(f"The other {'one' if rest==1 else rest} cannot be told from zero.")
+    return ' '.join(out) + too_few(rows)
 
 def too_few(rows, name='')->str:
     "A reservation, where a row has too few seeds for the rule to speak."

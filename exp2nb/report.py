@@ -27,7 +27,7 @@ import seaborn as sns                   # palettes
 from .config import UserError
 from .ladder import FIRST, LADDER, between_sft_and_rl
 from .results import SCHEMA_VERSION, SPLITS, checked, label, summary
-from .stats import CODE_WORDS, FLOPS, SCOPES, points, span
+from .stats import CODE_WORDS, FLOPS, SCOPES, points, seeds_suffice, span
 from .store import read_json, write_json
 
 # %% ../nbs/23_report.ipynb #903631a7
@@ -35,11 +35,15 @@ ABOUT = dict(two_checkpoints='One seed: differences and intervals are about thes
              one_sft_checkpoint='All seeds start from one SFT checkpoint: differences and intervals are about that checkpoint.')
 FEW = 'The seeds are too few to know how much runs differ: intervals may cover less than they promise.'
 
-def about(result)->str:
-    "Of what differences and their intervals speak, where that is not the methods, or where the seeds are too few for it."
+def about(result, rows=())->str:
+    """Of what differences and their intervals speak, where that is not the methods, or where the seeds are too few for it.
+    `rows`: the table's, which may have fewer seeds than the verdict."""
     v = result['verdict']
-    few = v.get('scope')=='methods' and not (v.get('reach') or {}).get('speaks', True)
-    return FEW if few else ABOUT.get(v.get('scope'), '')
+    if v.get('scope')!='methods': return ABOUT.get(v.get('scope'), '')
+    if not (v.get('reach') or {}).get('speaks', True): return FEW
+    few = sorted({r['seeds'] for r in rows if not seeds_suffice(r['seeds'], paired=True)})
+    if not few: return ''
+    return f'Where there are {" or ".join(map(str, few))} seeds, intervals may cover less than they promise, and nothing is decided.'
 
 # %% ../nbs/23_report.ipynb #b82ad7ab
 @delegates(checked)
@@ -89,9 +93,9 @@ def legend_below(fig, handles, labels):
 
 # %% ../nbs/23_report.ipynb #979df8fe
 FIGURES = {}   # name → (function of the result, title, caption)
-OPEN = ('accuracy_vs_flops', 'more_tries', 'frontier')   # figures whose markers are open where there are fewer seeds
-SCOPED = ('accuracy_vs_flops', 'benchmarks', 'more_tries', 'overlap', 'over_budgets', 'over_starts',
-          'ladder', 'frontier', 'split_curve', 'price_of_a_reward')   # figures that compare arms
+OPEN = ('accuracy_vs_flops', 'more_tries', 'ladder', 'frontier')   # figures whose markers are open where there are fewer seeds
+SCOPED = dict.fromkeys(('accuracy_vs_flops', 'benchmarks', 'more_tries', 'overlap', 'ladder', 'frontier'), '') | dict(
+    over_budgets='budgets', over_starts='starts', split_curve='splits', price_of_a_reward='solutions')   # figure that compares → its table
 
 def measure(result)->str:
     "What the scores of the target are called: accuracy, or mean score where answers are not only right or wrong."
@@ -339,10 +343,10 @@ def ladder(result):
     rows = sorted((r for r in result['tables'].get('gains', []) if r['arm'] in LADDER), key=lambda r: list(LADDER).index(r['arm']))
     if len(rows) < 3: return None
     fig,ax = plt.subplots(figsize=(5.4,4.))
-    y = [100*r['difference'] for r in rows]
+    y,most = [100*r['difference'] for r in rows], max(r['seeds'] for r in rows)
     ax.plot(range(len(rows)), y, color='.75', lw=1, zorder=1)
     for i,(r,error) in enumerate(zip(rows, _errors(rows).T, strict=True)):
-        ax.errorbar(i, y[i], error[:,None], fmt=marker(r['arm']), color=colour(r['arm']), ms=8, capsize=3, mec='white')
+        ax.errorbar(i, y[i], error[:,None], fmt=marker(r['arm']), color=colour(r['arm']), ms=8, capsize=3, **face(r['arm'], r, most))
     ax.axhline(0, color='.3', lw=1)
     names = [f"{fill(label(r['arm']), 12)}\n\n{fill(LADDER[r['arm']], 13)}" for r in rows]
     ax.set_xticks(range(len(rows)), names, fontsize=8)
@@ -439,8 +443,9 @@ def draw(
                 (folder/f'{name}.png').write_bytes(buf.getvalue())
                 fig.savefig(folder/f'{name}.svg', metadata={'Date':None})
             plt.close(fig)
-        scope = about(result)*(name in SCOPED) + ' ' + fewer_seeds(result)*(name in OPEN)
-        out[name] = dict(title=title, caption=f'{caption} {scope}'.strip(), png=buf.getvalue())
+        scope = about(result, result['tables'].get(SCOPED[name], ())) if name in SCOPED else ''
+        said = (caption, scope, fewer_seeds(result) if name in OPEN else '')
+        out[name] = dict(title=title, caption=' '.join(filter(None, said)), png=buf.getvalue())
     return out
 
 # %% ../nbs/23_report.ipynb #f491e2c4
@@ -491,7 +496,7 @@ def budget_table(result)->dict:
                        + f" on average, {percent(min(z),0)} to {percent(max(z),0)} % over the seeds"*(len(z)>1) + '.')
     notes += [f"Seed {r['seed']}. {r['words']}" if many else r['words'] for r in result['tables'].get('drift', [])[:1]]
     spent = 'spent after SFT' if on=='seconds' else 'FLOPs after SFT'
-    return as_table(['arm', spent, 'steps', 'epochs', 'accuracy, % (95 %)'], rows, notes=notes)
+    return as_table(['arm', spent, 'steps', 'epochs', 'accuracy, % (95 %)'], rows, notes=[*notes, *scope_notes(result)])
 
 # %% ../nbs/23_report.ipynb #1ca7b2d9
 WAYS = {('end','greedy'):'end, greedy', ('best_dev','greedy'):'best on dev, greedy',
@@ -510,30 +515,32 @@ def scores_table(result)->dict:
     caption = (f"{measure(result).capitalize()} on {result['task']}, test split, % with 95 % intervals; "
                "the first column of scores is the endpoint. "
                f"Sampled: temperature {how.get('temperature', '–')}, top-k {how.get('top_k', '–')}")
-    return as_table(['arm', 'matched on, budget', 'seeds', *WAYS.values()], rows, caption)
+    return as_table(['arm', 'matched on, budget', 'seeds', *WAYS.values()], rows, caption, scope_notes(result, result['tables']['ends']))
 
 # %% ../nbs/23_report.ipynb #9ac80b40
 def p_value(p):
     "A p-value with three digits, or a bound."
     return f'{p:.3f}' if p>=.001 else '< 0.001'
 
-def scope_notes(result)->list:
-    "The note under a table of differences, where they are not about the methods."
-    return [about(result)] if about(result) else []
+def scope_notes(result, rows=())->list:
+    "The note under a table of differences, where they, or some of its rows, are not about the methods."
+    return list(filter(None, [about(result, rows)]))
 
 def also_shown(result)->dict:
     "Differences besides the endpoint, with what the rule says of each alone: premise, seeds and interval."
     rows = [[r['what'], points(r['difference'],True), span(r['low'],r['high'],''), r['seeds'], CODE_WORDS[r['code']]]
             for r in result['tables']['also']]
     note = "Each row is judged by itself: no second way of counting is asked, and nothing is adjusted for the number of rows."
-    return as_table(['comparison', 'points', '95 % interval', 'seeds', 'by itself'], rows, notes=[note, *scope_notes(result)])
+    return as_table(['comparison', 'points', '95 % interval', 'seeds', 'by itself'], rows,
+                    notes=[note, *scope_notes(result, result['tables']['also'])])
 
 def by_basis_shown(result)->dict:
     "The difference under each way of counting FLOPs, and which of them decide."
     rows = [[f'equal {FLOPS[k]}', points(b['difference'],True), span(*b['interval'],''), b['seeds'], CODE_WORDS[b['code']],
              'decides' if k in ('model','executed') else 'reported'] for k,b in result['verdict'].get('by_basis', {}).items()]
     if 'executed' not in result['verdict'].get('by_basis', {}): rows.append([f'equal {FLOPS["executed"]}', *'–––', 'not run', 'decides'])
-    return as_table(['RL − SFT+ at', 'points', '95 % interval', 'seeds', 'by itself', ''], rows, notes=scope_notes(result))
+    return as_table(['RL − SFT+ at', 'points', '95 % interval', 'seeds', 'by itself', ''], rows,
+                    notes=scope_notes(result, result['verdict'].get('by_basis', {}).values()))
 
 def benchmarks_shown(result)->dict:
     "Differences on the benchmarks, with Holm's p-values."
@@ -580,16 +587,16 @@ def gains_shown(result)->dict:
             'KL to SFT, nats a token', 'entropy, nats a token', 'generation, FLOPs', 'training, FLOPs', 'executed of these, %']
     note = ('Gains are greedy; sampled: the mean over the samples at the temperature of the evaluation. FLOPs are billed. The '
             'intervals are not adjusted for the number of arms.')
-    return as_table(head, lines, notes=[note, *scope_notes(result)])
+    return as_table(head, lines, notes=[note, *scope_notes(result, rows)])
 
 def neighbours_shown(result)->dict:
     "The steps of the ladder."
     rows = result['tables'].get('neighbours', [])
     if len(rows) < 2: return as_table([], [])
     lines = [[f"{label(r['arm'])} − {label(r['after'])}", r['seeds'], points(r['difference'], True), span(r['low'], r['high'], ''),
-              p_value(r['p_holm'])] for r in rows]
+              p_value(r['p_holm']) if r['enough'] else '–'] for r in rows]
     return as_table(['step of the ladder', 'seeds', 'points', '95 % interval', 'p (Holm)'], lines,
-                    notes=['The p-values are adjusted for the number of steps, the intervals are not.', *scope_notes(result)])
+                    notes=['The p-values are adjusted for the number of steps, the intervals are not.', *scope_notes(result, rows)])
 
 # %% ../nbs/23_report.ipynb #6eb1c844
 RULE = '''The endpoint was fixed in advance: {endpoint}. A difference of less than ±{margin} points does not matter. The rule,

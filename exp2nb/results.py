@@ -283,7 +283,9 @@ def check_complete(view:View, arms, seeds=None):
         if have and not gone: continue
         seed = gone[0] if gone else 0
         folder = view.study.records[0].run/arm/f'{view.match_on}-{float(view.budget)}'/f'seed{seed}'
-        command = f'papermill nbs/run_arm.ipynb OUT.ipynb -p arm {arm} -p seed {seed}'
+        asked = dict(arm=arm, seed=seed, vary=view.study.records[0].config.get('vary', 'arm'), match_on=view.match_on)
+        options = ' '.join(f'-p {k} {v}' for k,v in asked.items() if (k,v) not in (('vary','arm'), ('match_on','model')))
+        command = f'papermill nbs/run_arm.ipynb OUT.ipynb {options}'
         raise UserError(f'{folder}/arm.json is missing: run `{command}` with the same preset and run_dir first.')
 
 # %% ../nbs/21_results.ipynb #1c66f015

@@ -665,7 +665,8 @@ def _drawn_again(rng, pairs, draws, paired=False, same=False):
         out.append(sum(sign*((w @ m.T)*seeds).sum(1) for sign,m,seeds in zip((1,-1), (a,b), drawn, strict=True)))
     return np.stack(out, -1)
 
-def _crossing_words(axis, x, at, low, high, ahead, seeds, enough)->str:
+def _crossing_words(axis, x, at, low, high, ahead, seeds, paired)->str:
+    enough = seeds_suffice(seeds, paired)
     def edge(v):
         if v==0: return f'below {x[0]:.2g}'
         return f'above {x[-1]:.2g}' if np.isinf(v) else f'{v:.2g}'
@@ -675,7 +676,8 @@ def _crossing_words(axis, x, at, low, high, ahead, seeds, enough)->str:
         text = f'no crossing in the range: {leads if ahead else "the two score the same"} at every {axis} from {x[0]:.2g} to {x[-1]:.2g}'
         if np.isinf(high): text += ', but its lead at the end is not certain'
         elif high>0: text += f' (a crossing up to {edge(high)} is not ruled out)'
-    if enough: return text
+    text += ', at equal billed FLOPs'
+    if enough: return text if paired else f'{text}; the seeds of a point share an SFT checkpoint, so this is about it'
     few = 'one seed a point, so this is about these checkpoints' if seeds==1 else f'{seeds} seeds a point, too few for a verdict'
     return f'{text}; {few}'
 
@@ -697,7 +699,7 @@ def crossover(
     ahead,seeds = ('RL' if sign>0 else 'SFT+') if d.any() else '', min(min(len(a),len(b)) for a,b in pairs)
     finite = lambda v: v if 0<v<np.inf else None
     return dict(x=[float(v) for v in x], difference=[float(v) for v in d], ahead=ahead, at=finite(at), low=finite(low), high=finite(high),
-                seeds=seeds, sentence=_crossing_words(axis, x, at, low, high, ahead, seeds, seeds_suffice(seeds, paired)))
+                seeds=seeds, sentence=_crossing_words(axis, x, at, low, high, ahead, seeds, paired))
 
 # %% ../nbs/20_stats.ipynb #ba0f3fd6
 def _log_binomial(n, k):

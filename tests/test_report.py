@@ -5,7 +5,8 @@ from pathlib import Path
 import jsonschema, pytest
 from exp2nb.arms import ARMS
 from exp2nb.config import UserError, git_revision
-from exp2nb.report import COLOURS, FIGURES, MARKERS, RESULT_SCHEMA, analyse, check_result, draw, verdict_line
+from exp2nb.report import (
+    COLOURS, FIGURES, MARKERS, RESULT_SCHEMA, also_shown, analyse, benchmarks_shown, check_result, draw, scores_table, verdict_line)
 from exp2nb.results import LABELS, summarise
 from exp2nb.store import read_json, write_json
 from fakes import fake_arm, fake_run, seal
@@ -75,6 +76,8 @@ def test_an_arm_with_fewer_seeds_is_compared_on_the_seeds_that_both_have(tmp_pat
     rl, other = (result['arms'][a]['stories']['accuracy'][:3] for a in ('rl', 'rl_random'))
     assert (row['seeds'], row['code'])==(3, 'cannot_tell') and row['low'] > 0
     assert abs(row['difference']-(sum(rl)-sum(other))/3) < 1e-12
+    few = 'Where there are 3 seeds, intervals may cover less than they promise, and nothing is decided.'
+    assert few in also_shown(result)['notes'] and few in scores_table(result)['notes'] and few not in benchmarks_shown(result)['notes']
 
 
 def own_checkpoints(run, seeds, gains, **kw):
@@ -96,7 +99,8 @@ def test_a_curve_over_budgets_is_over_the_seeds_that_all_budgets_have(tmp_path):
     result = analyse(run)
     assert [r['seeds'] for r in result['tables']['budgets']]==[3, 3] and result['crossover']['budget']['ahead']=='SFT+'
     assert result['verdict']['difference'] > 0 and '3 seeds a point' in result['crossover']['budget']['sentence']
-    assert 'RL − SFT+' in (run/'report'/'report.html').read_text()
+    page = (run/'report'/'report.html').read_text()
+    assert 'RL − SFT+' in page and 'Where there are 3 seeds' in draw(result, names=['over_budgets'])['over_budgets']['caption']
 
 
 def test_further_seeds_may_lie_in_a_folder_of_their_own(tmp_path):
@@ -311,6 +315,15 @@ def test_seconds_are_compared_with_the_rl_run_beside_them(tmp_path):
     with pytest.raises(UserError, match='on the seconds basis, RL spent'): summarise([run, clock])
 
 
+def test_dev_lines_begin_where_the_arms_do(done):
+    "The dev problems may be easier than those of test: a line is drawn as a gain, from SFT's own accuracy on test."
+    result = done[1]
+    assert result['tables']['curve'][0]['dev_accuracy']!=pytest.approx(result['arms']['sft']['stories']['mean'], abs=.01)
+    fig = FIGURES['accuracy_vs_flops'][0](result)
+    lines = [line.get_ydata() for line in fig.axes[0].lines if len(line.get_xdata())==60]
+    assert len(lines) >= 2 and all(y[0]==pytest.approx(100*result['arms']['sft']['stories']['mean']) for y in lines)
+
+
 def test_one_seed_has_no_winner_anywhere(done, tmp_path):
     "Neither in the verdict, its badge and hypothesis, nor in the table of other comparisons; captions and notes say of what they speak."
     r = analyse(small(tmp_path, seeds=1, gains=(.05, .4), items=300))
@@ -365,6 +378,7 @@ def test_what_lies_between_gets_no_winner_s_words_from_few_seeds(tmp_path):
         for s in range(3): fake_arm(run, arm, s, gain=gain, sft_sha256=f'{s:064x}', **SMALL, vary='sft')
     said = ' '.join(analyse(run)['between'])
     assert 'Below it' not in said and 'too few seeds for a verdict' in said and '1 seeds' not in said
+    assert 'change the score' not in said and 'Steps to another mean, from too few seeds for a verdict' in said
     one = tmp_path/'one'
     for arm, gain in dict(sft=0., rl=.05, sft_plus=.2, rft=.1, sft50_rl50=.25, sft_plus4=.2).items():
         fake_arm(one, arm, 0, gain=gain, **SMALL)

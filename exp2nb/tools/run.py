@@ -317,7 +317,7 @@ def exp2_run(
     if no_notebooks and (launcher or jobs > 1):
         raise UserError('--no-notebooks runs one arm at a time here: leave out --jobs and --launcher.')
     q = queue_data(cs, 1 if launcher or no_notebooks else jobs)
-    takes = reach(whole) if has_verdict(whole) and not only_seed else ''
+    takes = reach(whole) if has_verdict(whole) else ''
     if dry_run: return dict(said='\n'.join(filter(None, [dry_text(cs, launcher, q), takes])), **q)
     if not yes and not launcher: refuse_hours(c, q, say)
     began = time.monotonic()
@@ -372,18 +372,19 @@ def at_once(q:dict)->str:
 def reach(cs:list)->str:
     "Of what the result of a queue will speak, and what a verdict takes."
     c, seeds = cs[0], len({x.seed for x in cs})
-    vary = 'arm' if c.sft_checkpoint else c.vary   # a given checkpoint is the same for all seeds
-    need = fewest_seeds(paired=vary!='arm') if seeds > 1 else fewest_seeds()
+    one = bool(c.sft_checkpoint) or (seeds > 1 and c.vary=='arm')   # a given checkpoint is the same for all seeds
+    need, about = fewest_seeds(paired=not one), ' about this one SFT checkpoint'*one
     if seeds >= need:
         lacking = {'model', 'executed'} - {x.match_on for x in cs if x.arm=='sft_plus'}
         on = ' and '.join(sorted(lacking))
         if on: return f'{seeds} seeds are enough, but a verdict needs SFT+ on {on}, too: --match-on model,executed.'
-        one = ' about this one SFT checkpoint' if vary=='arm' else ''
-        return f'{seeds} seeds are enough for a verdict{one}, unless the scores leave it open.'
-    whole = queue_data(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary if seeds > 1 else ''))['minutes']
-    time = f'{whole/60:.0f} hours' if whole >= 90 else f'{whole:.0f} minutes'
-    about = 'One seed compares two checkpoints, not two methods' if seeds==1 else f'{seeds} seeds give an interval, not a verdict'
-    return f'{about}: a verdict takes at least {need} seeds (--seeds {need}), about {time} here.'
+        return f'{seeds} seeds are enough for a verdict{about}, unless the scores leave it open.'
+    vary = 'arm' if one else c.vary if seeds > 1 else ''
+    minutes = max(1, round(queue_data(queue(c, ('sft', 'rl', 'sft_plus'), need, vary=vary))['minutes']))
+    time = f'{minutes/60:.0f} hours' if minutes >= 90 else f"{minutes} minute{'s'*(minutes > 1)}"
+    gives = 'One seed compares two checkpoints, not two methods' if seeds==1 else f'{seeds} seeds give an interval, not a verdict'
+    option = f'--seeds {need}' + ' --vary arm'*(one and not c.sft_checkpoint)
+    return f'{gives}: a verdict{about} takes at least {need} seeds ({option}), about {time} here.'
 
 # %% ../../nbs/tools/10_run.ipynb #1a7e6da9
 def verdict(run_dir)->dict:
