@@ -18,12 +18,12 @@ def weights(run_dir, names): return [read_json(run_dir/n/f)[k] for n,f,k in name
 def test_one_job_and_two_at_one_thread_give_the_same_weights(tmp_path):
     one, two = tmp_path/'one', tmp_path/'two'
     for run_dir,jobs in (one, 1), (two, 2):
-        p = side_by_side(run_dir, jobs, '--arms', 'rl')
+        p = side_by_side(run_dir, jobs, '--arms', 'rl,sft_plus', '--match-on', 'model')
         assert p.wait()==0, output(run_dir)
     made = [(n, 'record.json', 'sha256') for n in ('base', *SFT)]
-    rl = [f'rl/model-1.0/seed{k}' for k in (0, 1)]
-    made += [(name, 'arm.json', 'weights_sha256') for name in rl]
-    assert weights(one, made)==weights(two, made) and len(set(weights(one, made)))>=3   # so small a model earns no reward: RL may not move
+    rl, plus = ([f'{a}/model-1.0/seed{k}' for k in (0, 1)] for a in ('rl', 'sft_plus'))
+    made += [(name, 'arm.json', 'weights_sha256') for name in rl+plus]
+    assert weights(one, made)==weights(two, made) and len(set(weights(one, made))) >= 5   # so small a model earns no reward, RL may stay
     assert read_json(two/'plan.json')['jobs']==2 and '2 at a time' in output(two)
     def files(run_dir):
         return [read_json(run_dir/n/'arm.json')['files'][f]['sha256'] for n in rl for f in ('items.jsonl', 'rollouts.jsonl')]
