@@ -128,20 +128,21 @@ def face(arm, row, most):
     "A marker's looks: open where there are fewer seeds than elsewhere."
     return dict(mfc='white', mec=colour(arm)) if row['seeds'] < most else dict(mec='white')
 
-def _at_ends(ax, rows, arm, shift, most):
+def _at_ends(ax, rows, arm, shift, most, name='', **looks):
     "A point with its interval where each budget ends; open where it has fewer than `most` seeds."
-    name = f'{label(arm)}, test'
+    name = name or f'{label(arm)}, test'
     for r in sorted(rows, key=lambda r: -r['seeds']):
         y,low,high = (100*r[k] for k in ('accuracy','low','high'))
         ax.errorbar(r['flops']*shift, y, [[y-low],[high-y]], fmt=marker(arm), color=colour(arm), ms=7, capsize=3, label=name,
-                    **face(arm, r, most))
+                    **(face(arm, r, most) | looks))
         name = None
 
 # %% ../nbs/23_report.ipynb #e4424be9
 @figure('Accuracy against the FLOPs spent after SFT', '''Points: greedy accuracy on the test problems where each budget ends,
-with 95 % intervals. Dashed: SFT, where the arms start, on the same problems (the mean, where every seed has a checkpoint of its
-own). Where budgets are equal, the arms are drawn a hair apart. Thin lines: the gain over that checkpoint on the dev problems along
-the way (band: lowest to highest seed). Of more than six arms, RL, SFT+ and their controls are drawn; the table has all.''')
+with 95 % intervals; half-filled: extra SFT with RL's executed FLOPs instead of its billed ones. Dashed: SFT, where the arms
+start, on the same problems (the mean, where every seed has a checkpoint of its own). Where budgets are equal, the arms are
+drawn a hair apart. Thin lines: the gain over that checkpoint on the dev problems along the way (band: lowest to highest
+seed). Of more than six arms, RL, SFT+ and their controls are drawn; the table has all.''')
 def accuracy_vs_flops(result):
     fig,ax = plt.subplots()
     t,on = result['tables'], result['budget']['match_on']
@@ -155,6 +156,8 @@ def accuracy_vs_flops(result):
         curve = [r for r in t['curve'] if r['arm']==arm]
         if curve: _dev_band(ax, curve, arm, start)
         _at_ends(ax, [r for r in ends if r['arm']==arm and (r['match_on']==on or arm=='rl')], arm, 1+.012*i, most)
+    fewer = [r for r in ends if (r['arm'], r['match_on'])==('sft_plus', 'executed') and on=='model']
+    _at_ends(ax, fewer, 'sft_plus', 1., most, 'SFT+, executed', fillstyle='left', mec=colour('sft_plus'))
     if t['curve']: ax.plot([], [], color='.5', lw=1.2, label='thin: gain on dev')
     ax.set(xlabel='billed FLOPs spent after SFT', ylabel=f"{measure(result)} on {result['task']} (%)", xlim=(0,None))
     legend_below(fig, *ax.get_legend_handles_labels())

@@ -321,6 +321,7 @@ def test_dev_lines_begin_where_the_arms_do(done):
     assert result['tables']['curve'][0]['dev_accuracy']!=pytest.approx(result['arms']['sft']['stories']['mean'], abs=.01)
     fig = FIGURES['accuracy_vs_flops'][0](result)
     lines = [line.get_ydata() for line in fig.axes[0].lines if len(line.get_xdata())==60]
+    assert 'SFT+, executed' in [t.get_text() for t in fig.legends[0].get_texts()]
     assert len(lines) >= 2 and all(y[0]==pytest.approx(100*result['arms']['sft']['stories']['mean']) for y in lines)
 
 

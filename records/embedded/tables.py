@@ -31,7 +31,8 @@ def mean(xs): return sum(xs)/len(xs) if xs else None
 def verdict(r:dict)->str:
     "The rule's code, its sentence, and what stands beside it."
     v = r['verdict']
-    said = [f"**`{v['code']}`**: {v['sentence']}", *v['notes'], f"Over SFT: {v['premise']['words']}.", v['needed']]
+    speaks = v['hypothesis'] and f"It speaks for the hypothesis that {v['hypothesis']}."
+    said = [f"**`{v['code']}`**: {v['sentence']}", speaks, *v['notes'], f"Over SFT: {v['premise']['words']}.", v['needed']]
     return '\n'.join(f'- {x}' for x in said if x)
 
 def by_basis(r:dict, first:dict=None)->str:
@@ -147,7 +148,7 @@ def page(r:dict, first:dict=None)->str:
     parts = {
         'The verdict': verdict(r), 'Ways to count': by_basis(r, first), 'All arms': all_arms(r), 'Each seed': each_seed(r),
         'Gains and losses': gains(r), 'What was paid, and how far it led': paid(r), 'Besides the endpoint': besides(r),
-        'More tries': tries(r) if t['tries'] else '', 'The ladder, step by step': neighbours(r) if t['neighbours'] else '',
+        'More tries': tries(r) if t['tries'] else '', 'The ladder, step by step': neighbours(r) if len(t['neighbours']) > 1 else '',
         'Splits of the budget': splits(r) if t['splits'] else '', 'Worked solutions': solutions(r) if t['solutions'] else '',
         'What lies between, in words': between,
         'Other budgets': along(t['budgets'], 'share of the budget', share, r['crossover'].get('budget')),
