@@ -405,8 +405,9 @@ def bounds(e)->dict:
     low,high = e.interval()
     return dict(difference=float(e.mean), low=float(low), high=float(high))
 
-def ends_table(study:Study, task)->list:
-    "Accuracy on the target for every arm, basis, budget, checkpoint and way of decoding."
+def ends_table(study:Study, task, others=())->list:
+    """Accuracy on the target for every arm, basis, budget, checkpoint and way of decoding; where a budget ends, greedy accuracy on the
+    `others`, too."""
     rows = []
     for arm in study.arms():
         views = sorted({(r.match_on,r.budget) for r in study.records if r.arm==arm}, key=str) if arm!='sft' else [('model',1.)]
@@ -418,9 +419,11 @@ def ends_table(study:Study, task)->list:
                     x = outcomes(rs, task, ckpt, greedy)
                     if x is None: continue
                     mean,low,high = accuracy(x)
+                    beside = {t: outcomes(rs, t) for t in others if (ckpt,greedy)==('end',True)}
                     rows.append(dict(arm=arm, match_on=m, budget=b, checkpoint=ckpt, decoding='greedy' if greedy else 'sampled',
                                      seeds=len(x), items=x.shape[1], accuracy=mean, low=low, high=high,
-                                     per_seed=[float(v) for v in x.mean(1)], flops=flops))
+                                     per_seed=[float(v) for v in x.mean(1)], flops=flops,
+                                     others={t: float(o.mean()) for t,o in beside.items() if o is not None}))
     return rows
 
 # %% ../nbs/21_results.ipynb #f0fa4fca
@@ -763,7 +766,7 @@ SCHEMA_VERSION = 2   # 2: scope, by_basis, notes; a verdict needs two bases, and
 def tables(view:View, studies, tasks, margin)->dict:
     "The rows of every table, by name, without those over budgets and starting points."
     study = view.study
-    return dict(ends=ends_table(study, view.task), curve=curve_table(view), stages=stage_table(view), prices=price_table(view),
+    return dict(ends=ends_table(study, view.task, tasks[1:]), curve=curve_table(view), stages=stage_table(view), prices=price_table(view),
                 benchmarks=benchmark_table(view, tasks[1:]), also=also_table(view, margin), beside=beside_table(view),
                 tries=tries_table(view), overlap=overlap_table(view), dynamics=dynamics_table(view), drift=drift_table(view),
                 errors=errors_table(view, margin),

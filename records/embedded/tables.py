@@ -1,7 +1,8 @@
-"""The tables of the study's page, from its result.json: no figure in them is copied by hand.
+"""The tables of a record's page, from the files beside it: no figure in them is copied by hand.
 
-    python tables.py result.json                            prints them
-    python tables.py result.json README.md [FIRST_FORM.json]  puts them between the page's two marks
+    python tables.py FOLDER     puts them between the marks of FOLDER/README.md
+
+FOLDER holds result.json and, where they were made, first_form.json (the result of the plan's first form) and rl_rates.json (rl_rates.py).
 """
 import json, sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def all_arms(r:dict)->str:
     for (arm, basis, checkpoint, decoding), e in ends.items():
         if (checkpoint, decoding)!=('end', 'greedy'): continue
         own = basis=='model'
-        other = [r['arms'][arm][t]['mean'] for t in ('spellingbee', 'choices')] if own else [None, None]
+        other = [e['others'].get(t) for t in ('spellingbee', 'choices')]
         best, sampled = ends.get((arm, basis, 'best_dev', 'greedy'), {}), ends.get((arm, basis, 'end', 'sampled'), {})
         stops = measured(r, arm, 'answer stops') if own else None
         rows.append([LABELS[arm] + ('' if own else f', on `{basis}`'), e['seeds'], percent(e['accuracy']), percent(sampled.get('accuracy')),
@@ -139,8 +140,18 @@ def along(rows:list, head:str, name, crossing)->str:   # '' for a single point
     text = table([head, 'seeds', 'SFT', 'RL', 'SFT+', 'RL − SFT+', '95 % interval'], cells)
     return text + (f"\n\nCrossing: {crossing['sentence']}." if crossing else '')
 
-def page(r:dict, first:dict=None)->str:
-    "All tables that the result has rows for. `first`: the result of the plan's first form."
+def other_rates(check:dict)->str:
+    "RL at other rates than the study's, against the study's arms."
+    def of(x):
+        if x['arm']=='rl': return 'RL, at the rates of tuning'
+        return LABELS[x['arm']] + f", on `{x['match_on']}`"*bool(x['match_on'])
+    def bill(x): return '–' if x['bill'] is None else f"{points(x['bill'])} %"
+    rows = [[of(x), x['seeds'], *gap(x), bill(x)] for x in check['rows']]
+    head = ["RL at the preset's rates minus", 'seeds', *GAP, 'its bill, against theirs, at most']
+    return f"{table(head, rows)}\n\nIt scored {percent(check['accuracy'])} %; KL to SFT {check['kl']:.3f} nats a token."
+
+def page(r:dict, first:dict=None, check:dict=None)->str:
+    "All tables that the result has rows for. `first`: the result of the plan's first form; `check`: what rl_rates.py found."
     t = r['tables']
     between = '\n'.join(f'- {said}' for said in r['between'])
     start = lambda x: f"{percent(x['sft_accuracy'])} %"
@@ -148,6 +159,7 @@ def page(r:dict, first:dict=None)->str:
     parts = {
         'The verdict': verdict(r), 'Ways to count': by_basis(r, first), 'All arms': all_arms(r), 'Each seed': each_seed(r),
         'Gains and losses': gains(r), 'What was paid, and how far it led': paid(r), 'Besides the endpoint': besides(r),
+        "After the fact: RL at the preset's rates": other_rates(check) if check else '',
         'More tries': tries(r) if t['tries'] else '', 'The ladder, step by step': neighbours(r) if len(t['neighbours']) > 1 else '',
         'Splits of the budget': splits(r) if t['splits'] else '', 'Worked solutions': solutions(r) if t['solutions'] else '',
         'What lies between, in words': between,
@@ -161,8 +173,12 @@ def into(text:str, tables:str)->str:
     before, _, rest = text.partition(BEGIN)
     return f'{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}'
 
+def of_folder(folder)->str:
+    "The tables of a record's folder."
+    read = lambda name: json.loads((folder/name).read_text(encoding='utf-8')) if (folder/name).exists() else None
+    return page(*map(read, ('result.json', 'first_form.json', 'rl_rates.json')))
+
 if __name__=='__main__':
-    read = lambda path: json.loads(Path(path).read_text(encoding='utf-8'))
-    tables = page(read(sys.argv[1]), *map(read, sys.argv[3:4]))
-    if len(sys.argv)==2: print(tables)
-    else: Path(sys.argv[2]).write_text(into(Path(sys.argv[2]).read_text(encoding='utf-8'), tables), encoding='utf-8')
+    folder = Path(sys.argv[1])
+    text = into((folder/'README.md').read_text(encoding='utf-8'), of_folder(folder))
+    (folder/'README.md').write_text(text, encoding='utf-8')
