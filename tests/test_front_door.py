@@ -1,6 +1,7 @@
 """What a newcomer meets first holds.
 
 README says what the record says, every link leads somewhere, nbdev leaves README alone, the workflows are sound."""
+import importlib.util
 import inspect
 import json
 import os
@@ -48,13 +49,25 @@ def test_readme_and_index_ask_the_same_question():
     assert title in index and asked in index
 
 def test_readme_says_what_the_record_says():
-    result = json.loads((ROOT/'records/embedded/first/result.json').read_text(encoding='utf-8'))
-    verdict, arms = result['verdict'], {arm: row['stories']['mean'] for arm,row in result['arms'].items()}
-    for page in (README, (ROOT/'records/embedded/first/README.md').read_text(encoding='utf-8')):
+    result = json.loads((ROOT/'records/embedded/study/result.json').read_text(encoding='utf-8'))
+    verdict, arms = result['verdict'], {arm: {t: row['mean'] for t,row in tasks.items()} for arm,tasks in result['arms'].items()}
+    assert verdict['code']=='rl_worse' and result['seeds']==list(range(10)) and verdict['scope']=='methods'
+    by_basis = verdict['by_basis']
+    for page in (README, (ROOT/'records/embedded/study/README.md').read_text(encoding='utf-8')):
         assert f"{in_points(abs(verdict['difference']))} points below extra SFT" in page
-        assert ' to '.join(map(in_points, verdict['interval'])) in page
-        for gain in (arms['rl']-arms['sft'], arms['sft_plus']-arms['sft']): assert in_points(gain) in page
-    assert f"{in_points(arms['sft'])} %" in README
+        assert f"{in_points(abs(by_basis['executed']['difference']))} " in page
+        for basis in ('model', 'executed'): assert ' to '.join(map(in_points, by_basis[basis]['interval'])) in page
+        for arm in ('rl', 'sft_plus'): assert in_points(arms[arm]['stories']-arms['sft']['stories']) in page
+        for arm in ('sft', 'sft_plus'): assert in_points(arms[arm]['spellingbee']) in page
+        assert f"{in_points(arms['sft']['stories'])} %" in page
+
+def test_the_studys_tables_are_those_of_its_files():
+    path = ROOT/'records/embedded/tables.py'
+    spec = importlib.util.spec_from_file_location('tables', path)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = (path.parent/'study/README.md').read_text(encoding='utf-8')
+    assert tables.into(text, tables.of_folder(path.parent/'study'))==text and '### Each seed' in text
 
 def test_readme_shows_every_preset():
     from exp2nb.config import PRESETS

@@ -47,7 +47,7 @@ def sections():
     yield toctree('The book', ['/nbs/index', *(f'/nbs/{p}' for p in book)])
     for room, caption in ROOMS.items():
         yield toctree(caption, [f'/nbs/{p}' for p in linked if p.startswith(f'{room}/')])
-    records = ('embedded/README', 'embedded/PLAN', 'embedded/first/README', 'smollm2-gsm8k/PLAN', 'bench/README')
+    records = ('embedded/README', 'embedded/PLAN', 'embedded/study/README', 'embedded/first/README', 'smollm2-gsm8k/PLAN', 'bench/README')
     yield toctree('Records', [f'/records/{name}' for name in records])
     yield toctree('Project', ['/CONTRIBUTING', '/CHANGELOG'])
 
