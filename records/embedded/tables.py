@@ -146,8 +146,8 @@ def other_rates(check:dict)->str:
         if x['arm']=='rl': return 'RL, at the rates of tuning'
         return LABELS[x['arm']] + f", on `{x['match_on']}`"*bool(x['match_on'])
     def bill(x): return '–' if x['bill'] is None else f"{points(x['bill'])} %"
-    rows = [[of(x), x['seeds'], *gap(x), bill(x)] for x in check['rows']]
-    head = ["RL at the preset's rates minus", 'seeds', *GAP, 'its bill, against theirs, at most']
+    rows = [[of(x), x['seeds'], *gap(x), f"`{x['code']}`" if x['code'] else '–', bill(x)] for x in check['rows']]
+    head = ["RL at the preset's rates minus", 'seeds', *GAP, 'alone the rule says', 'its bill, against theirs, at most']
     return f"{table(head, rows)}\n\nIt scored {percent(check['accuracy'])} %; KL to SFT {check['kl']:.3f} nats a token."
 
 def page(r:dict, first:dict=None, check:dict=None)->str:
