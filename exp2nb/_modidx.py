@@ -1754,6 +1754,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                    'exp2nb.tools.tune.beyond': ('tools/tune.html#beyond', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.exp2_tune': ('tools/tune.html#exp2_tune', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.has_rates': ('tools/tune.html#has_rates', 'exp2nb/tools/tune.py'),
+                                   'exp2nb.tools.tune.is_near': ('tools/tune.html#is_near', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.marked': ('tools/tune.html#marked', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.mean_of': ('tools/tune.html#mean_of', 'exp2nb/tools/tune.py'),
                                    'exp2nb.tools.tune.refuse_study': ('tools/tune.html#refuse_study', 'exp2nb/tools/tune.py'),

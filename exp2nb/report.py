@@ -649,14 +649,15 @@ def tuning_shown(result)->dict:
     factors = sorted({r['factor'] for trials in arms.values() for r in trials})
     def row(key, trials):
         at = {f: [r['dev_accuracy'] for r in trials if r['factor']==f] for f in factors}
-        best = next((r for r in trials if r.get('best')), None)
+        best, near = next((r for r in trials if r.get('best')), None), {r['factor'] for r in trials if r.get('near')}
         arm, basis, budget = key
         taken = f"×{best['factor']:g}{', at the edge'*bool(best.get('edge'))}" if best else '–'
         return [label(arm) + f', matched on {basis}'*(basis!='model') + f', budget {budget:g}'*(budget!=1),
-                *(percent(np.mean(v)) if v else '–' for v in at.values()), taken,
+                *(percent(np.mean(v)) + ' ≈'*(f in near) if v else '–' for f,v in at.items()), taken,
                 len(trials), amount(sum(r['flops_model'] for r in trials))]
     return as_table(['arm', *(f'×{f:g}' for f in factors), 'best', 'trials', 'FLOPs of all'], [row(*a) for a in arms.items()],
-                    "Accuracy on dev, in percent, at the arm's rates times a factor, mean over the seeds of the trials; outside the budget")
+                    "Accuracy on dev, in percent, at the arm's rates times a factor, mean over the seeds of the trials; outside the budget",
+                    ['≈: not told from the best by the dev problems.']*any(r.get('near') for r in result['tables']['tuning']))
 
 def sources(result)->list:
     "Where the numbers come from: (name, value)."

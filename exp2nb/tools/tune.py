@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['section_of', 'arm_rates', 'scaled', 'trial_folder', 'refuse_study', 'trial', 'train_trial', 'same_arm', 'mean_of',
-           'marked', 'tried', 'beyond', 'tune', 'tune_text', 'untold', 'has_rates', 'best_changes', 'exp2_tune']
+           'is_near', 'marked', 'tried', 'beyond', 'tune', 'tune_text', 'untold', 'has_rates', 'best_changes',
+           'exp2_tune']
 
 # %% ../../nbs/tools/03_tune.ipynb #3cb2c8d9
 import json
 from dataclasses import asdict, fields, replace
 from statistics import fmean
+import numpy as np
 from ..arms import ARMS, ArmRun, check_same, greedy_on_dev, record_training
 from ..config import Config, Number, Several, UserError, Whole, Word
 from ..evaluate import score_rows
@@ -67,9 +69,10 @@ def trial(
     with alone(folder):
         check_same(run)
         with begun_threads(folder): came = train_trial(run)
-        score = score_rows(greedy_on_dev(run, run.model).rows)['accuracy'] if came['finite'] else 0.
+        rows = greedy_on_dev(run, run.model).rows if came['finite'] else []
+        score = score_rows(rows)['accuracy'] if rows else 0.
         setting = dict(arm=c.arm, match_on=c.match_on, budget=float(c.budget), seed=c.seed, factor=factor, rates=rates)
-        row = setting | dict(dev_accuracy=score, **came)
+        row = setting | dict(dev_accuracy=score, **came, scores=[r.get('score', int(r['correct'])) for r in rows])
         write_json(folder/'trial.json', row)
     return row
 
@@ -92,17 +95,27 @@ def mean_of(rows, factor)->float:
     "Mean dev accuracy over the seeds."
     return fmean(r['dev_accuracy'] for r in rows if r['factor']==factor)
 
+def is_near(rows:list, factor, best)->bool:
+    "Is a factor within two standard errors of the best on the dev problems that both answered? The seeds' own spread is not in it."
+    scores = {(r['factor'], r['seed']): r['scores'] for r in rows if r.get('scores')}
+    both = [np.subtract(scores[best, s], scores[factor, s]) for f,s in scores if f==factor and (best, s) in scores]
+    if factor==best or not both: return False
+    d = np.mean(both, 0)   # a problem's difference, mean over the seeds
+    return bool(d.mean() <= 2*d.std()/len(d)**.5)
+
 def marked(rows:list)->list:
-    "Trials, arm by arm. `best` marks the factor with the highest mean over its seeds; `edge` says that there is none beyond it."
+    """Trials, arm by arm. `best` marks the factor with the highest mean over its seeds; `edge` says that there is none beyond it; `near`
+    marks factors that are not told from it."""
     rows = sorted(rows, key=lambda r: (list(ARMS).index(r['arm']), r['match_on'], r['budget'], r['factor'], r['seed']))
     out = []
     for arm in dict.fromkeys(map(same_arm, rows)):
         mine = [r for r in rows if same_arm(r)==arm]
         factors = sorted({r['factor'] for r in mine})
         best = max(factors, key=lambda f: mean_of(mine, f))
-        at = {best: dict(best='yes', edge='yes' if best in (factors[0], factors[-1]) else '')}
-        out += [r | at.get(r['factor'], dict(best='', edge='')) for r in mine]
-    return out
+        edge = 'yes' if best in (factors[0], factors[-1]) else ''
+        at = {f: dict(best='', edge='', near='yes'*is_near(mine, f, best)) for f in factors} | {best: dict(best='yes', edge=edge, near='')}
+        out += [r | at[r['factor']] for r in mine]
+    return [{k: v for k,v in r.items() if k!='scores'} for r in out]
 
 def tried(c:Config)->list:
     "Every trial that is there, `marked`."
@@ -157,11 +170,13 @@ def tune_text(rows:list)->str:
     for arm,f in dict.fromkeys((same_arm(r), r['factor']) for r in rows):
         mine = [r for r in rows if same_arm(r)==arm and r['factor']==f]
         each = ', '.join(f"{r['dev_accuracy']:.1%}" for r in mine)
-        mark = ('← best' + ', at the edge of what was tried'*bool(mine[0]['edge'])) if mine[0]['best'] else ''
+        mark = ('← best' + ', at the edge of what was tried'*bool(mine[0]['edge'])) if mine[0]['best'] else '≈'*bool(mine[0].get('near'))
         seconds, flops = (fmean(r[k] for r in mine) for k in ('seconds', 'flops_model'))
         line = f'{arm[0]:9} x{f:<5g} dev {mean_of(mine, f):.1%} ({each})  {flops:.2e} FLOPs  {seconds:.0f} s {mark}'
         out.append(line.rstrip())
     out += [f'{arm[0]}: all trials scored the same, so they tell no factor apart, and the preset\'s rates stay.' for arm in untold(rows)]
+    near = any(r.get('near') for r in rows)
+    if near: out.append('≈: not told from the best by these dev problems. More of them, or more seeds, tell more.')
     others = [a for a in dict.fromkeys(r['arm'] for r in rows) if not has_rates(a)]
     if others: out.append(f"{', '.join(others)}: no rates of their own, they run at those of rl and sft_plus.")
     return '\n'.join([*out, f'--changes {best_changes(rows)!r}' if best_changes(rows) else 'No arm changes its rates.'])
