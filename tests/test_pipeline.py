@@ -401,6 +401,7 @@ def test_learning_rates_get_the_same_trials(embedded, tmp_path, monkeypatch):
     assert all(x==pytest.approx(paid['rl', 1., k[2]], rel=.001) for k,x in paid.items() if k[0]!='rl')
     rates = {(r['arm'], r['factor']): r['rates']['matrix'] for r in rows}
     for a in arms: assert rates[a, 2.]==2*rates[a, 1.]
+    assert all(len(read_json(p)['scores'])==c.dev for p in (top/'tuning').rglob('trial.json')) and {'near'} <= set(rows[0])
     assert len({(top/'sft'/f'seed{s}'/'record.json').read_text() for s in seeds})==2   # each seed has its own SFT checkpoint
     assert len(tune(c, arms, (1., 2.), seeds, grow=0, progress=False))==len(rows)
     with pytest.raises(UserError, match='seed 0 is one of the study'): tune(c, ('rl',), (1.,), (0,), progress=False)
