@@ -62,8 +62,10 @@ def test_readme_says_what_the_record_says():
         assert f"{in_points(arms['sft']['stories'])} %" in page
     after = json.loads((ROOT/'records/embedded/study/rl_rates.json').read_text(encoding='utf-8'))['rows']
     billed, executed = (next(x for x in after if (x['arm'], x['match_on'])==('sft_plus', basis)) for basis in ('model', 'executed'))
-    said = f"{in_points(executed['difference'])}, {in_points(executed['low'])} to +{in_points(executed['high'])}"
-    assert f"({in_points(billed['difference'])}, looked at afterwards)" in README and f'({said})' in README
+    first = json.loads((ROOT/'records/embedded/study/first_form.json').read_text(encoding='utf-8'))['verdict']['by_basis']['executed']
+    text = ' '.join(README.split())
+    assert f"{in_points(executed['difference'])} ({in_points(executed['low'])} to +{in_points(executed['high'])})" in text
+    assert f"(billed: {in_points(billed['difference'])}), but +{in_points(first['difference'])} with extra SFT" in text
 
 def test_the_studys_tables_are_those_of_its_files():
     path = ROOT/'records/embedded/tables.py'

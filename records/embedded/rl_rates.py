@@ -21,7 +21,8 @@ def compared(study, other)->dict:   # run folders → what the record keeps
         bills = [a.spent[basis]/b.spent[basis]-1 for a,b in zip(rl, rs, strict=True)] if basis else []
         rows.append(dict(arm=arm, match_on=basis, seeds=len(rl), difference=j['difference'], low=j['interval'][0], high=j['interval'][1],
                          code=j['code'] if arm=='sft_plus' else None, bill=max(bills, key=abs, default=None)))
-    return dict(rates=rl[0].config['rl']['rates'], accuracy=float(x.mean()), kl=mean_of(rl, 'kl_to_sft'), rows=rows,
-                git=rl[0].info.get('git'), analysis=git_revision())
+    scores = {t: float(outcomes(rl, t).mean()) for t in rl[0].scores['end']}
+    return dict(rates=rl[0].config['rl']['rates'], accuracy=scores, kl=mean_of(rl, 'kl_to_sft'), rows=rows, git=rl[0].info.get('git'),
+                analysis=git_revision())
 
 if __name__=='__main__': print(json.dumps(compared(*sys.argv[1:3]), indent=1))

@@ -148,7 +148,8 @@ def other_rates(check:dict)->str:
     def bill(x): return '–' if x['bill'] is None else f"{points(x['bill'])} %"
     rows = [[of(x), x['seeds'], *gap(x), f"`{x['code']}`" if x['code'] else '–', bill(x)] for x in check['rows']]
     head = ["RL at the preset's rates minus", 'seeds', *GAP, 'alone the rule says', 'its bill, against theirs, at most']
-    return f"{table(head, rows)}\n\nIt scored {percent(check['accuracy'])} %; KL to SFT {check['kl']:.3f} nats a token."
+    scores = ', '.join(f"{t} {percent(x)} %" for t,x in check['accuracy'].items())
+    return f"{table(head, rows)}\n\nIt scored: {scores}; KL to SFT {check['kl']:.3f} nats a token."
 
 def page(r:dict, first:dict=None, check:dict=None)->str:
     "All tables that the result has rows for. `first`: the result of the plan's first form; `check`: what rl_rates.py found."
