@@ -154,12 +154,17 @@ def test_the_page_needs_no_other_file_and_answers_first(done):
     assert result['verdict']['sentence'] in words and 'nan' not in re.findall(r'\b\w+\b', words.lower()) and 'None' not in words
 
 
+def of_the_record(name):
+    "A script of records/embedded, as a module."
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent/'records'/'embedded'/f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_records_tables_are_made_from_the_result(done):
     "records/embedded/tables.py: every table that there are rows for, the means of the result, nothing but the tables changed in the page."
-    path = Path(__file__).parent.parent/'records'/'embedded'/'tables.py'
-    spec = importlib.util.spec_from_file_location('tables', path)
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    tables = of_the_record('tables')
     result = done[1]
     text = tables.page(result)
     titles = ['The verdict', 'Ways to count', 'All arms', 'Each seed', 'Gains and losses', 'What was paid, and how far it led',
@@ -182,6 +187,40 @@ def test_the_records_tables_are_made_from_the_result(done):
     once = tables.into(f'before\n{tables.BEGIN}\nXYZ\n{tables.END}\nafter\n', text)
     assert once.startswith('before\n') and once.endswith('\nafter\n') and text in once and 'XYZ' not in once
     assert tables.into(once, text)==once
+
+
+def test_longer_answers_are_compared_with_the_arms_own(tmp_path):
+    "records/embedded/longer.py: at 160 tokens four cut answers of forty of one arm end, and are right; the others change in nothing."
+    longer = of_the_record('longer')
+    run, folder = tmp_path/'run', tmp_path/'longer'
+    folder.mkdir()
+    for seed in (0, 1):
+        for arm in longer.ARMS:
+            f = fake_arm(run, arm, seed, items=40, samples=0, steps=2, weights_sha256=f'{arm}{seed}')
+            ends = 36 if arm=='sft_plus16' else 40
+            def answer(row, ends=ends, seed=seed):
+                i = int(row['id'].split('/')[1])
+                right = (i+seed)%3 > 0 and i < ends
+                return row | dict(correct=right, score=float(right), stopped=i < ends)
+            rewrite(f/'items.jsonl', answer)
+            rows = [json.loads(x) for x in (f/'items.jsonl').read_text().splitlines()]
+            rows = [r for r in rows if r['task']=='stories' and r['checkpoint']=='end']
+            rows = [r if r['stopped'] else r | dict(score=1., stopped=True) for r in reversed(rows)]   # in any order
+            (folder/f'{arm}-{seed}.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+            write_json(folder/f'{arm}-{seed}.json', dict(weights_sha256=f'{arm}{seed}', settings=dict(max_new=160)))
+    found = longer.compared(run, folder)
+    rows = {x['arm']: x for x in found['rows']}
+    assert (found['before'], found['tokens'], found['seeds'])==(96, 160, [0, 1]) and set(rows)==set(longer.ARMS)
+    assert rows['sft_plus16']['cut_before']==pytest.approx(.1) and rows['sft_plus16']['cut']==0
+    assert rows['sft_plus16']['accuracy']-rows['sft_plus16']['before']==pytest.approx(.1)
+    assert all(rows[a]['accuracy']==rows[a]['before'] and rows[a]['cut']==0 for a in ('sft', 'rl', 'sft_plus', 'sft_plus4'))
+    gain = rows['sft_plus16']['over_sft']
+    assert gain['low'] < gain['difference'] < gain['high'] and rows['rl']['to_rl'] is None
+    assert gain['difference']==pytest.approx(rows['sft_plus16']['accuracy']-rows['sft']['accuracy'])
+    text = of_the_record('tables').longer_answers(found)
+    assert 'greedy, 96 tokens' in text and 'cut, 160 tokens' in text and '| 10.0 | 0.0 |' in text
+    write_json(folder/'rl-1.json', dict(weights_sha256='other', settings=dict(max_new=160)))
+    with pytest.raises(AssertionError): longer.compared(run, folder)
 
 
 def test_the_page_names_every_processor_and_the_analysis_own_revision(tmp_path):

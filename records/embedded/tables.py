@@ -2,7 +2,8 @@
 
     python tables.py FOLDER     puts them between the marks of FOLDER/README.md
 
-FOLDER holds result.json and, where they were made, first_form.json (the result of the plan's first form) and rl_rates.json (rl_rates.py).
+FOLDER holds result.json and, where they were made, first_form.json (the result of the plan's first form), rl_rates.json (rl_rates.py)
+and longer.json (longer.py).
 """
 import json, sys
 from pathlib import Path
@@ -151,8 +152,16 @@ def other_rates(check:dict)->str:
     scores = ', '.join(f"{t} {percent(x)} %" for t,x in check['accuracy'].items())
     return f"{table(head, rows)}\n\nIt scored: {scores}; KL to SFT {check['kl']:.3f} nats a token."
 
-def page(r:dict, first:dict=None, check:dict=None)->str:
-    "All tables that the result has rows for. `first`: the result of the plan's first form; `check`: what rl_rates.py found."
+def longer_answers(check:dict)->str:
+    "Accuracy and cut answers at two lengths of answer, and at the longer one the differences to SFT and RL."
+    def of(x, key): return gap(x[key]) if x[key] else ['–', '']
+    shares = 'before', 'accuracy', 'cut_before', 'cut'
+    rows = [[LABELS[x['arm']], x['seeds'], *(percent(x[k]) for k in shares), *of(x, 'over_sft'), *of(x, 'to_rl')] for x in check['rows']]
+    lengths = [f'{name}, {check[length]} tokens' for name in ('greedy', 'cut') for length in ('before', 'tokens')]
+    return table(['arm', 'seeds', *lengths, 'over SFT', '95 % interval', 'minus RL', '95 % interval'], rows)
+
+def page(r:dict, first:dict=None, check:dict=None, longer:dict=None)->str:
+    "All tables that the result has rows for. `first`: the result of the plan's first form; `check`, `longer`: of those two scripts."
     t = r['tables']
     between = '\n'.join(f'- {said}' for said in r['between'])
     start = lambda x: f"{percent(x['sft_accuracy'])} %"
@@ -163,7 +172,7 @@ def page(r:dict, first:dict=None, check:dict=None)->str:
         "After the fact: RL at the preset's rates": other_rates(check) if check else '',
         'More tries': tries(r) if t['tries'] else '', 'The ladder, step by step': neighbours(r) if len(t['neighbours']) > 1 else '',
         'Splits of the budget': splits(r) if t['splits'] else '', 'Worked solutions': solutions(r) if t['solutions'] else '',
-        'What lies between, in words': between,
+        'With longer answers': longer_answers(longer) if longer else '', 'What lies between, in words': between,
         'Other budgets': along(t['budgets'], 'share of the budget', share, r['crossover'].get('budget')),
         'Other starting points': along(t['starts'], 'SFT starts at', start, r['crossover'].get('start'))}
     return '\n\n'.join(f'### {title}\n\n{text}' for title, text in parts.items() if text)
@@ -177,7 +186,7 @@ def into(text:str, tables:str)->str:
 def of_folder(folder)->str:
     "The tables of a record's folder."
     read = lambda name: json.loads((folder/name).read_text(encoding='utf-8')) if (folder/name).exists() else None
-    return page(*map(read, ('result.json', 'first_form.json', 'rl_rates.json')))
+    return page(*map(read, ('result.json', 'first_form.json', 'rl_rates.json', 'longer.json')))
 
 if __name__=='__main__':
     folder = Path(sys.argv[1])
