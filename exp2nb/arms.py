@@ -519,10 +519,11 @@ def try_first(run:ArmRun, stage):
     "Sample a little before a long RL run, and say what to expect. Raises `UserError` for hours without signal."
     rl, began = run.c.rl, time.perf_counter()
     found = preflight(stage, rl.preflight)
-    hours = parallel.from_main((time.perf_counter()-began)/3600)*steps_ahead(stage)*rl.problems/rl.preflight
+    tried = min(rl.preflight, len(stage.task))
+    hours = parallel.from_main((time.perf_counter()-began)/3600)*steps_ahead(stage)*rl.problems/tried
     failed = f" The task's scorer failed on {found['scorer_failed']:,} answers, which count as 0." if found['scorer_failed'] else ''
     right = 'is their mean score' if stage.task.kind=='scored' else 'are right'
-    say(f"Pre-flight on {rl.preflight} problems: {found['parsed']:.0%} of the answers parse, {found['reward']:.0%} {right}.{failed} "
+    say(f"Pre-flight on {tried} problems: {found['parsed']:.0%} of the answers parse, {found['reward']:.0%} {right}.{failed} "
         f"{found['said']} "
         f"Top-{rl.top_k} sampling draws a token {found['off_policy_gap']:.4f} nats likelier than the full softmax says.")
     if no_signal_for(run.c, found, hours): found['levels'] = other_levels(run, stage)

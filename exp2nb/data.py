@@ -249,7 +249,7 @@ def read_json_lines(path)->list:  # (number of the line, its value)
         if not line.strip(): continue
         try: out.append((i, json.loads(line)))
         except (ValueError, RecursionError):
-            raise UserError(f'{path}, line {i}: this is not JSON; write one conversation a line.') from None
+            raise UserError(f'{path}, line {i}: this is not JSON; write one JSON value a line.') from None
     return out
 
 def check_conversation(messages)->str|None:

@@ -240,12 +240,14 @@ def rollout(self:GRPO,
 )->list:                 # this process's `Group`s
     "Answer this process's share of the problems and score the answers."
     rl, step = self.rl, self.n if step is None else step
+    again = [numbers[:k].count(i) for k,i in enumerate(numbers)]   # of fewer problems than a step has, some come twice
     mine = parallel.share(numbers)
+    keys = [('rollout', self.seed, step, i, *[k]*(k>0)) for i,k in zip(mine, parallel.share(again))]
     problems = [self.task[i] for i in mine]
     prompts = [self.prompt_of(p) for p in problems]
     with self.ledger.timed(stage, max(step, 0)) as cost:
         samples, ran = generate(self.model, self.tok, prompts, n=rl.samples, max_new=rl.max_new, temperature=rl.temperature, top_k=rl.top_k,
-                                keys=[('rollout', self.seed, step, i) for i in mine], rows=rl.rows, logprob=rl.logprob, dtype=self.dtype,
+                                keys=keys, rows=rl.rows, logprob=rl.logprob, dtype=self.dtype,
                                 kind=self.kind)
         cost.update(ran.columns(self.model.shape))
         parallel.barrier()   # waiting for the slowest process is paid for, too

@@ -28,7 +28,7 @@ from .config import UserError
 from .ladder import FIRST, LADDER, between_sft_and_rl
 from .results import SCHEMA_VERSION, SPLITS, checked, label, summary
 from .stats import CODE_WORDS, FLOPS, SCOPES, points, seeds_suffice, span
-from .store import read_json, write_json
+from .store import os_errors, read_json, write_json
 
 # %% ../nbs/23_report.ipynb #903631a7
 ABOUT = dict(two_checkpoints='One seed: differences and intervals are about these checkpoints, not about the methods.',
@@ -769,8 +769,9 @@ def analyse(
     if not dirs: raise UserError('no run folder was given: name at least one.')
     out = Path(out) if out else dirs[0]/'report'
     result = check_result(compared(dirs, margin=margin, budget=budget, seeds=seeds, arms=arms, tolerance=tolerance))
-    figs = draw(result, out/'figures')
-    (out/'report.html').write_text(html_page(result, figs), encoding='utf-8')
+    with os_errors(out):
+        figs = draw(result, out/'figures')
+        (out/'report.html').write_text(html_page(result, figs), encoding='utf-8')
     write_json(out/'result.json', result)
     return result
 

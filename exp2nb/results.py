@@ -14,6 +14,7 @@ __all__ = ['ARM', 'ROWS', 'UNREAD', 'SPLITS', 'LABELS', 'CHANCE', 'MUST_AGREE', 
            'summary', 'summarise', 'provenance', 'tuning_table']
 
 # %% ../nbs/21_results.ipynb #be805124
+import shlex
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -129,9 +130,10 @@ def discover(
     dirs = [run_dirs] if isinstance(run_dirs, (str, Path)) else run_dirs
     found = []
     for d in map(Path, dirs):
-        here = sorted(d.rglob('arm.json'), key=lambda p: (len(p.parts), p))   # what lies deeper (other numbers of SFT passes) comes later
+        there = [p for p in d.rglob('arm.json') if not any(x.startswith('.') for x in p.relative_to(d).parts)]   # '.tmp-…': never finished
+        here = sorted(there, key=lambda p: (len(p.parts), p))   # what lies deeper (other numbers of SFT passes) comes later
         if not here:
-            command = f'papermill nbs/run_arm.ipynb OUT.ipynb -p arm rl -p run_dir {d}'
+            command = f'papermill nbs/run_arm.ipynb OUT.ipynb -p arm rl -p run_dir {shlex.quote(str(d))}'
             raise UserError(f'{d} holds no finished arm (no arm.json): run `{command}` first.')
         found += [p for p in here if p not in found]
     records = [read_record(p) for p in found]
@@ -283,8 +285,10 @@ def check_complete(view:View, arms, seeds=None):
         if have and not gone: continue
         seed = gone[0] if gone else 0
         folder = view.study.records[0].run/arm/f'{view.match_on}-{float(view.budget)}'/f'seed{seed}'
-        asked = dict(arm=arm, seed=seed, vary=view.study.records[0].config.get('vary', 'arm'), match_on=view.match_on)
-        options = ' '.join(f'-p {k} {v}' for k,v in asked.items() if (k,v) not in (('vary','arm'), ('match_on','model')))
+        asked = dict(arm=arm, seed=seed, vary=view.study.records[0].config.get('vary', 'arm'), match_on=view.match_on,
+                     budget=view.budget)
+        usual = dict(vary='arm', match_on='model', budget=1)
+        options = ' '.join(f'-p {k} {v}' for k,v in asked.items() if v!=usual.get(k))
         command = f'papermill nbs/run_arm.ipynb OUT.ipynb {options}'
         raise UserError(f'{folder}/arm.json is missing: run `{command}` with the same preset and run_dir first.')
 

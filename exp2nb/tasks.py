@@ -26,7 +26,7 @@ from fastcore.basics import patch
 import pyarrow as pa, pyarrow.parquet as pq
 
 from .config import Number, UserError, check_choice, optional, own_target, seed_of, sha256_of, shown, task_name
-from .data import load_rows, read_json_lines, word_list
+from .data import check_conversation, load_rows, read_json_lines, word_list
 from .stories import World, make_choices, make_stories, world_of
 
 # %% ../nbs/05_tasks.ipynb #2adc69e9
@@ -79,9 +79,8 @@ _SPECIAL = re.compile(r'<\|\w+\|>')
 def clean_number(s:str)->str|None:
     "Without commas and a closing full stop; None if that leaves no number."
     s = s.replace(',', '').rstrip('.')
-    try: Decimal(s)
+    try: return s if Decimal(s).is_finite() else None
     except InvalidOperation: return None
-    return s
 
 def same_number(a, b)->bool: return a is not None and b is not None and Decimal(a)==Decimal(b)
 
@@ -467,8 +466,8 @@ def question_of(path, space, row)->tuple:   # the question, the messages before 
     "What the model is given. Raises `UserError` for a row without a question, and for messages that do not end with the user's."
     asked = called(path, space, 'conversation', dict(row)) if 'conversation' in space else row.get('question')
     messages = [dict(role='user', content=asked)] if isinstance(asked, str) else asked
-    good = isinstance(messages, list) and messages and all(isinstance(m, dict) and isinstance(m.get('content'), str) for m in messages)
-    if not good or messages[-1].get('role')!='user' or not messages[-1]['content'].strip():
+    answered = isinstance(messages, list) and messages and [*messages, dict(role='assistant', content='')]
+    if check_conversation(answered) or not messages[-1]['content'].strip():
         raise UserError(f'{path} makes {shown(asked)} of the row {shown(row)}: '
                         'a row needs a question, or conversation(row) returns a text or messages that end with the user\'s.')
     return messages[-1]['content'], tuple(messages[:-1])
@@ -576,11 +575,12 @@ def hub_task(dataset, columns, name, split, data_dir)->Task:
         if not folder.is_dir():
             raise UserError(f'there is no folder {folder}: put train.parquet there, or name another config ({dataset}:config=NAME).')
         return own_task(':'.join([str(folder), *(f'{k}={v}' for k,v in columns.items() if k!='config')]), split)
+    def own(row): return {k: row[k] for k in ('question', 'answer', 'solution') if k in row}   # other columns may hold anything
     tables = {}
     for s in hub_splits(dataset, config):
         rows = renamed(list(load_rows(dataset, config, s)), columns, f'{dataset} ({s})')
         tables[s] = [(f'{dataset} ({s}), row {i}', r) for i,r in enumerate(rows, 1)]
-    return table_task(tables, name, split, sha256_of([r for part in tables.values() for _,r in part]), dataset)
+    return table_task(tables, name, split, sha256_of([own(r) for part in tables.values() for _,r in part]), dataset)
 
 def hub_splits(dataset, config)->list:
     "Which of train and test a data set on the Hub has. Raises `UserError`."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stream', 'Conversations', 'Kept', 'Text', 'Amount', 'flat_batch', 'logits_at_once', 'sum_over_pieces', 'logprobs',
-           'fast_linears', 'supervised_loss', 'micro_batches', 'Noise', 'grad_norms', 'squared', 'grad_sq',
+           'fast_linears', 'supervised_loss', 'micro_batches', 'Noise', 'grad_norms', 'squared', 'grad_sq', 'NotFinite',
            'check_finite', 'Supervised', 'collect', 'spent_row', 'Run', 'positions', 'put_back', 'check_weights',
            'in_notebook', 'ProgressLine']
 
@@ -408,6 +408,8 @@ def grad_sq(params)->float:
     return squared(grad_norms(params))
 
 # %% ../nbs/14_train.ipynb #e930d9d4
+class NotFinite(UserError): "Training went astray: a loss, a gradient or a weight is not finite."
+
 def check_finite(
     value:float,   # loss or gradient norm
     what:str,      # its name
@@ -415,11 +417,11 @@ def check_finite(
     batch:list,    # this process's share of what was trained on, JSON-able: kept for inspection
     folder         # where `bad_batch.json` is written
 ):
-    "Stop before the update if `value` is not finite. Raises `UserError` that names the saved batch."
+    "Stop before the update if `value` is not finite. Raises `NotFinite` that names the saved batch."
     if math.isfinite(value): return
     path, batch = Path(folder)/'bad_batch.json', parallel.gather(batch)
     if parallel.rank()==0: write_json(path, dict(step=step, what=what, value=str(value), batch=batch))
-    raise UserError(f'{what} is {value} at step {step}: nothing was updated, the batch is in {path}; try lower learning rates, or float32.')
+    raise NotFinite(f'{what} is {value} at step {step}: nothing was updated, the batch is in {path}; try lower learning rates, or float32.')
 
 # %% ../nbs/14_train.ipynb #ef7facc2
 class Supervised:
@@ -488,7 +490,8 @@ def next_batch(self:Supervised)->list:
     batch = max(1, int((ends <= self.batch_tokens).sum()))
     def cut(ls): return [(ids[:l], mask[:l]) for l,(ids,mask) in zip(ls, ahead)]
     seqs = cut(self.clock.fit(lengths, batch, lambda ls: self.price(cut(ls))))
-    if seqs: self.stream.advance(len(seqs))
+    if not any(any(mask[1:]) for _,mask in seqs): return []   # what is left buys no token to learn from
+    self.stream.advance(len(seqs))
     return seqs
 
 # %% ../nbs/14_train.ipynb #baf67090
@@ -603,12 +606,12 @@ def check_weights(
     model,
     steps:int   # steps done
 ):
-    "Are all weights finite? Raises `UserError` that names the first that are not."
+    "Are all weights finite? Raises `NotFinite` that names the first that are not."
     params = dict(model.named_parameters())
     if math.isfinite(sum(n.item() for n in torch._foreach_norm([p.detach() for p in params.values()]))): return
     for name,p in params.items():
         if not p.isfinite().all():
-            raise UserError(f'{name} is not finite after step {steps-1}: these weights were not saved, the last checkpoint is still good; '
+            raise NotFinite(f'{name} is not finite after step {steps-1}: these weights were not saved, the last checkpoint is still good; '
                             'try lower learning rates, or float32, in another run_dir.')
 
 # %% ../nbs/14_train.ipynb #cc8675a9
@@ -687,12 +690,17 @@ def go(self:Run, progress=True)->list:   # the rows of metrics
             now = self.stage.clock.fraction
             due = self.looks and now + (now-before)/4 >= self.looked/self.looks   # a budget ends a token's price short of itself
             before = now
-            self._log(row | (self._look(row) if due else {}))
+            if due: row |= self._look(row)
+            self._log(row)
             bar.update(int(1000*now)-bar.n)
             shown = [k for k in ('loss', 'reward', 'scorer_failed') if k in row and (row[k] or k!='scorer_failed')]
             bar.set_postfix_str(' '.join(f'{k} {row[k]:.3g}' for k in shown), refresh=False)
-            self._save_if_due(stop)
-    self.save()
+            self._save_if_due(stop, 'best_dev_sha256' in row)   # weights that are kept must not be newer than the checkpoint
+        if self.looks and self.looked <= self.looks:   # the clock ended further from its end than was foreseen
+            row = dict(stage=self.stage.name, step=self.stage.n-1, fraction=self.stage.clock.fraction, flops_model=0, seconds=0.)
+            self._log(row | self._look(row))
+        self.save()
+        self._stop_if_asked(stop)
     return self.metrics_rows()
 
 # %% ../nbs/14_train.ipynb #45d94bd2
@@ -702,12 +710,17 @@ def _step(self:Run):
     with os_errors(f'step {self.stage.n} of {self.folder}', 'done'): return self.stage.step()
 
 @patch
-def _save_if_due(self:Run, stop):
-    "Save when the timer or a signal asks for it. Raises `Interrupted` after a signal."
-    asked = parallel.from_main(stop.requested)
-    if asked or parallel.from_main(self.timer.due()):
+def _save_if_due(self:Run, stop, now:bool):
+    "Save when the timer or a signal asks for it, or `now`. Raises `Interrupted` after a signal."
+    if parallel.from_main(stop.requested or self.timer.due() or now):
         with self.timer: self.save()
-    if asked: raise Interrupted(f'{asked}: saved after step {self.stage.n} of {self.folder}; the same command goes on from there.')
+        self._stop_if_asked(stop)
+
+@patch
+def _stop_if_asked(self:Run, stop):
+    "Raises `Interrupted` after a signal."
+    if asked := parallel.from_main(stop.requested):
+        raise Interrupted(f'{asked}: saved after step {self.stage.n} of {self.folder}; the same command goes on from there.')
 
 @patch
 def _look(self:Run, row=None):

@@ -50,6 +50,10 @@ def test_a_value_that_is_none_is_one_sentence(name):
         except UserError as e: assert name in str(e) and '\n' not in str(e) and str(e).endswith('.') and len(str(e)) < 400, e
         else: pytest.fail(f'{name}={value!r} was taken as {leaves(got)[name]!r}')
 
+def test_brackets_around_a_list_are_no_part_of_its_values():
+    assert Several(Text()).read('x', '[a, b]')==('a', 'b') and Several(Text()).read('x', '["a", "b [2]"]')==('a', 'b [2]')
+    assert Several(Text()).read('x', 'run [v2]')==('run [v2]',) and Several(Text(), least=0).read('x', '[]')==()
+
 def test_the_table_is_long(): assert len(TABLE) > 1000 and {type(k) for k in KINDS.values()}=={Whole, Number, Word, Flag, Several, Text}
 
 @pytest.mark.parametrize('name', KINDS)

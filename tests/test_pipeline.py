@@ -420,6 +420,13 @@ def test_a_trial_that_goes_astray_is_a_trial(embedded, tmp_path, monkeypatch):
     rows = tune(c, ('sft_plus',), (1., 2.), (7,), grow=0, progress=False)
     got = [(r['factor'], r['finite'], r['best']) for r in rows if r['arm']=='sft_plus']
     assert got==[(1., True, 'yes'), (2., False, '')] and rows[-1]['dev_accuracy']==0
+    def spoil(self):   # by the last update: the next step, which would notice, does not come
+        row = step(self)
+        if '/x8/' in str(self.folder) and self.clock.fraction > .99: next(self.model.parameters()).data.fill_(float('nan'))
+        return row
+    monkeypatch.setattr(Supervised, 'step', spoil)
+    rows = tune(c, ('sft_plus',), (8.,), (7,), grow=0, progress=False)
+    assert [r['finite'] for r in rows if r['factor']==8.]==[False]
     def broken(self): raise UserError('the disk is full.')
     monkeypatch.setattr(Supervised, 'step', broken)
     with pytest.raises(UserError, match='the disk is full'): tune(c, ('sft_plus',), (4.,), (7,), grow=0, progress=False)
@@ -547,3 +554,16 @@ def test_a_gradient_is_the_same_every_time_with_two_threads():
         first = gradients()
         for _ in range(6): assert all(torch.equal(first[k], g) for k,g in gradients().items())
     finally: torch.set_num_threads(n)
+
+# the folder
+
+def test_a_run_folder_that_cannot_be_made_is_said_at_once(tmp_path):
+    "Nothing to wait for: no other process writes there. (It was waited for, up to a day.)"
+    (tmp_path/'file').write_text('in the way')
+    with pytest.raises(UserError, match='file'), lab_module.alone(tmp_path/'file'/'tokenizer', wait=24*3600): pass
+
+def test_a_notebook_that_was_cut_short_says_nothing(tmp_path):
+    "A full disk cuts the notebook of a run that failed: the log is named, the other runs go on."
+    (tmp_path/'rl.ipynb').write_text('{"cells": [')
+    code, sentence = run_module.failure(tmp_path/'rl.ipynb', tmp_path/'rl.log')
+    assert code==1 and 'rl.log' in sentence

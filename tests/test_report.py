@@ -7,7 +7,7 @@ from exp2nb.arms import ARMS
 from exp2nb.config import UserError, git_revision
 from exp2nb.report import (
     COLOURS, FIGURES, MARKERS, RESULT_SCHEMA, also_shown, analyse, benchmarks_shown, check_result, draw, scores_table, verdict_line)
-from exp2nb.results import LABELS, summarise
+from exp2nb.results import LABELS, discover, summarise
 from exp2nb.store import read_json, write_json
 from fakes import fake_arm, fake_run, seal
 
@@ -252,6 +252,19 @@ def test_analysis_again_gives_the_same_numbers_and_leaves_no_stale_figure(done, 
 def small(d, seeds=2, **kw): return fake_run(Path(d)/'r', seeds=seeds, **(SMALL | kw))
 
 
+def test_a_copy_that_was_never_finished_is_no_arm(tmp_path):
+    "What a killed exp2_collect leaves."
+    run = small(tmp_path)
+    seed = run/'rl'/'model-1.0'/'seed0'
+    shutil.copytree(seed, seed.with_name('.tmp-seed0'))
+    assert len([r for r in discover(run) if r.arm=='rl'])==2
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path/'out').write_text('a file')
+    with pytest.raises(UserError, match='out.* was not written'): analyse(small(tmp_path), out=tmp_path/'out')
+
+
 def test_missing_arm_or_seed_names_the_folder(tmp_path):
     run = small(tmp_path)
     shutil.rmtree(run/'sft_plus'/'model-1.0'/'seed1')
@@ -259,6 +272,7 @@ def test_missing_arm_or_seed_names_the_folder(tmp_path):
     shutil.rmtree(run/'sft_plus')
     with pytest.raises(UserError, match='sft_plus/model-1.0/seed0/arm.json is missing'): summarise(run)
     with pytest.raises(UserError, match='seed7/arm.json is missing'): summarise(small(tmp_path/'b'), seeds=[0, 1, 7])
+    with pytest.raises(UserError, match='rl/model-0.3/seed0.* is missing.*-p seed 0 -p budget 0.3`'): summarise(run, budget=.3)
     run = small(tmp_path/'c')
     shutil.rmtree(run/'sft')
     with pytest.raises(UserError, match='sft/model-1.0/seed0/arm.json is missing'): summarise(run)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from _forkserver import run_in_child
-from exp2nb.config import UserError
-from exp2nb.store import (Jsonl, RunLock, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder, read_json,
-                          read_jsonl, save_artifact, save_checkpoint, save_model, weights_hash, write_json)
+import exp2nb.store
+from exp2nb.config import UserError, sha256_of
+from exp2nb.store import (Jsonl, RunLock, atomic_folder, check_config, checkpoints, damage, load_artifact, load_checkpoint, lock_holder,
+                          read_json, read_jsonl, save_artifact, save_checkpoint, save_model, weights_hash, write_json)
 
 def flip(f):
     b = bytearray(f.read_bytes())
@@ -306,3 +307,31 @@ def test_a_saved_model_is_rebuilt_from_its_folder_alone(tmp_path):
     tensors, meta = load_artifact(tmp_path/'m')
     again, tok2 = rebuild(meta, tensors, tmp_path/'m')
     assert weights_hash(again.state_dict())==sha and tok2.hash==tok.hash and meta['note']=='a toy'
+
+
+# ---- two at a time, and a kill between two renames ----
+
+def test_two_writers_of_one_json_file_leave_a_whole_one(tmp_path, monkeypatch):
+    "The second writes all of its own while the first is about to rename."
+    path, sync, again = tmp_path/'plan.json', exp2nb.store.sync, [1]
+    def meanwhile(p):
+        if again: write_json(path, dict(writer=again.pop()+1))
+        sync(p)
+    monkeypatch.setattr(exp2nb.store, 'sync', meanwhile)
+    write_json(path, dict(writer=1))
+    assert read_json(path, dict)==dict(writer=1) and [p.name for p in tmp_path.iterdir()]==['plan.json']
+
+def test_a_kill_between_the_two_renames_loses_no_folder(tmp_path):
+    "The old folder lies aside, the new one is not there yet: the next writer finds the old one, also if it fails itself."
+    save_artifact(tmp_path/'best', dict(w=torch.ones(2)))
+    os.replace(tmp_path/'best', tmp_path/'.tmp-old-best')
+    with pytest.raises(ValueError), atomic_folder(tmp_path/'best'): raise ValueError
+    assert load_artifact(tmp_path/'best')[0]['w'].sum()==2
+
+def test_weights_that_are_no_tensors_are_a_sentence(tmp_path):
+    "Cut short by somebody who made the manifest fit."
+    save_artifact(tmp_path/'w', dict(w=torch.ones(2)))
+    file, manifest = tmp_path/'w'/'tensors.safetensors', tmp_path/'w'/'manifest.json'
+    file.write_bytes(file.read_bytes()[:40])
+    write_json(manifest, read_json(manifest, dict) | {file.name: dict(bytes=40, sha256=sha256_of(file))})
+    with pytest.raises(UserError, match='tensors.safetensors holds no tensors'): load_artifact(tmp_path/'w')

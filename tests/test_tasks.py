@@ -1,17 +1,19 @@
 "Tasks of your own: files that are wrong, scorers that misbehave, and whole arms on a file and on a program."
-import json, math, os, re
+import datetime, json, math, os, re, signal
 from dataclasses import replace
+from types import SimpleNamespace
 import pyarrow as pa, pyarrow.parquet as pq, pytest
+import exp2nb.tasks, exp2nb.tools.eval
 from exp2nb import arms
 from exp2nb.arms import run_arm
 from exp2nb.config import UserError, make_config, override, task_name
-from exp2nb.lab import Lab, arm_folder
-from exp2nb.mixture import sft_mixture, target_tasks
+from exp2nb.lab import Lab, arm_folder, make_sft
+from exp2nb.mixture import Mixture, sft_mixture, target_tasks
 from exp2nb.report import analyse
-from exp2nb.store import read_json, read_jsonl
+from exp2nb.store import Interrupt, Interrupted, read_json, read_jsonl
 from exp2nb.stories import LEVELS, World, make_stories
-from exp2nb.tasks import make_task
-from exp2nb.tools.eval import exp2_eval
+from exp2nb.tasks import judged, make_task
+from exp2nb.tools.eval import exp2_eval, find_tasks
 from exp2nb.tools.plan import plan
 from exp2nb.tools.queue import queue
 
@@ -98,6 +100,11 @@ def test_a_folder_a_file_and_parquet_are_the_same_task(tmp_path):
     ('def problems(split): return [dict(answer=2)]\ndef score(row, answer): return 1', ('a row needs a question',)),
     ('def problems(split): return [dict(question=split)]\ndef conversation(row): return [dict(role="assistant", content="?")]\n'
      'def score(row, answer): return 1', ("end with the user's",)),
+    ('def problems(split): return [dict(question=split)]\ndef score(row, answer): return 1\n'
+     'def conversation(row): return [dict(content="Be brief."), dict(role="user", content="?")]', ("end with the user's",)),
+    ('def problems(split): return [dict(question=split)]\ndef score(row, answer): return 1\n'
+     'def conversation(row): return [dict(role="tool", content="4"), dict(role="user", content="?")]', ("end with the user's",)),
+    ('def problems(split): return [dict(question=split, answer=float("nan"))]', ('is no number',)),
     ('def problems(split): return [dict(question=split, answer=1)]\nseconds = -1', ('seconds in', 'above 0')),
     ('def problems(split): return [dict(question=split, answer=1)]\nmargin = "wide"', ('margin in', "not 'wide'"))])
 def test_a_wrong_program_is_one_sentence(tmp_path, text, words):
@@ -215,11 +222,16 @@ def test_what_follows_from_a_file(tmp_path):
     p = plan(c, peak=1e11)
     assert p['task']=='my-sums' and p['problems']==48 and p['prompt_tokens'] < 10
 
-def test_any_checkpoint_is_scored_on_a_file(tmp_path):
+def test_any_checkpoint_is_scored_on_a_file(tmp_path, monkeypatch):
     task = write(tmp_path/'sums.jsonl', sums())
     run_arm(config(task, 'sft', tmp_path/'out'), progress=False)
     r = exp2_eval(checkpoint=str(arm_folder(config(task, 'sft', tmp_path/'out'))), task=(str(task),), max_items=6, max_new=8)
     assert list(r['tasks'])==['sums'] and r['tasks']['sums']['n']==6
+    def fails(*a, **kw): raise UserError('memory is not enough.')
+    monkeypatch.setattr(exp2nb.tools.eval, 'evaluate', fails)   # then there is no file of answers in the way of the next try
+    with pytest.raises(UserError, match='memory'):
+        exp2_eval(checkpoint=r['checkpoint'], task=(str(task),), items=str(tmp_path/'items.jsonl'))
+    assert not (tmp_path/'items.jsonl').exists()
 
 def test_hours_without_signal_are_refused_unless_told_to(tmp_path, monkeypatch, capsys):
     "A model that solves nothing; here every run counts as long. The easier levels are tried first, and a refusal trains nothing."
@@ -253,3 +265,27 @@ def test_a_generator_of_reasoning_gym():
 def test_a_generator_that_is_not_installed_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(os.sys.modules, 'reasoning_gym', None)
     refused('reasoning_gym:leg_counting', "pip install 'exp2nb[gym]'")
+
+def test_a_data_set_of_the_hub_may_have_columns_that_are_no_json(monkeypatch):
+    when = datetime.datetime(2026, 1, 1)
+    def rows(dataset, config, split, data_dir=''): return [dict(question=f'{split} {i}?', answer=str(i), made=when) for i in range(9)]
+    monkeypatch.setattr(exp2nb.tasks, 'hub_splits', lambda *a: ['train', 'test'])
+    monkeypatch.setattr(exp2nb.tasks, 'load_rows', rows)
+    assert exp2nb.tasks.hub_task('someone/sums', {}, 'sums', 'test', '')[2].answer=='2'
+
+def test_two_files_of_one_name_are_not_one_task(tmp_path):
+    for d in ('a', 'b'):
+        (tmp_path/d).mkdir()
+        write(tmp_path/d/'sums.jsonl', [dict(question=f'{d}{i}?', answer=str(i)) for i in range(30)])
+    names = [str(tmp_path/d/'sums.jsonl') for d in ('a', 'b')]
+    with pytest.raises(UserError, match='two of the tasks are called sums'): find_tasks(names, '', 0)
+
+def test_a_signal_while_a_scorer_judges_is_no_score():
+    "It ends the evaluation, as anywhere else."
+    def reward(row, answer): os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match='SIGTERM: it goes on'), Interrupt('it goes on'): judged(reward, {}, '7', 5)
+
+def test_sft_without_anything_to_read_is_refused():
+    "A task without worked solutions, and no other source."
+    nothing = SimpleNamespace(c=make_config('open', base='somewhere'), mixture=Mixture([], 0))
+    with pytest.raises(UserError, match='SFT has nothing to read'): make_sft(nothing)

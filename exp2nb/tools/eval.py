@@ -81,6 +81,7 @@ def find_tasks(names, data_dir, max_items, form='plain')->dict:
     out = {}
     for n in names:
         name = n if n in TASKS else task_name(n)
+        if name in out: raise UserError(f'two of the tasks are called {name}: give one of the files another name.')
         try: out[name] = make_task(n, 'test', data_dir).take(max_items).asked(form)
         except UserError as e: out[name] = str(e)
     return out
@@ -131,7 +132,7 @@ def eval_checkpoint(
     data_dir:str='',      # folder in the Hub's layout; '': the Hub
     seed:int=0, device:str='auto',
     allow_unsafe:bool=False, # run HumanEval's programs also where nothing isolates them
-    items=None,           # `Jsonl` for the rows
+    items='',             # a new JSONL file for a row per answer
     progress=None
 )->dict:
     "Scores of a checkpoint, and all that is needed to repeat them."
@@ -146,7 +147,9 @@ def eval_checkpoint(
     rows = []
     e = Evaluation(model.to(run_on), tok, ev, seed, dtype_of(where), str(path))
     scores, not_run = evaluate(e, tasks, target=list(tasks), items=rows, progress=progress)
-    for r in rows if items is not None else (): items.append(r)
+    if items:
+        kept = Jsonl(items)
+        for r in rows: kept.append(r)
     core = chat_core({t:s['accuracy'] for t,s in scores.items()}, {t:tasks[t].chance for t in scores})
     hashes = dict(weights_sha256=weights_hash(model.state_dict()), tokenizer_sha256=tok.hash)
     return dict(
@@ -208,5 +211,4 @@ def exp2_eval(
     if items and Path(items).exists(): raise UserError(f'--items {items} exists already: name a new file.')
     if items and not Path(items).absolute().parent.is_dir(): raise UserError(f'--items {items} has no folder to lie in: make that first.')
     ev = EvalConfig(n_samples=n_samples, temperature=temperature, max_items=max_items, max_new=max_new)
-    rows = Jsonl(items) if items else None
-    return eval_checkpoint(checkpoint, task_names(task), ev, data_dir, seed, device, allow_unsafe, rows, progress_bar)
+    return eval_checkpoint(checkpoint, task_names(task), ev, data_dir, seed, device, allow_unsafe, items, progress_bar)

@@ -60,7 +60,7 @@ def queue(
                 for a in arms:
                     if a=='sft' and (b!=budgets[0] or (seed and c.vary=='arm')): continue   # the reference does not depend on it
                     for basis in (bases if a=='sft_plus' else bases[:1] if ARMS[a].matched else ('model',)):
-                        out.append(replace(c, arm=a, seed=seed, sft_passes=float(p), budget=float(b), match_on=basis))
+                        out.append(replace(c, arm=a, seed=seed, sft_passes=float(p), budget=1. if a=='sft' else float(b), match_on=basis))
     return out
 
 # %% ../../nbs/tools/02_queue.ipynb #c97145f5
