@@ -145,9 +145,9 @@ def ladder_said(rows)->str:
     if rest: out.append(f"The other {'one' if rest==1 else rest} cannot be told from zero.")
     return ' '.join(out) + too_few(rows)
 
-def too_few(rows, name='')->str:
+def too_few(rows)->str:
     "A reservation, where a row has too few seeds for the rule to speak."
-    n = min((r[f'{name}seeds'] for r in rows if not r[f'{name}enough']), default=0)
+    n = min((r['seeds'] for r in rows if not r['enough']), default=0)
     if not n: return ''
     return ' One seed: this is about these checkpoints.' if n==1 else f' {n} seeds are too few for a verdict.'
 

@@ -222,12 +222,11 @@ def shared_seeds(*runs)->set:   # each the records of an arm
     return set.intersection(*({r.seed for r in rs} for rs in runs))
 
 # %% ../nbs/21_results.ipynb #38d8f69b
-def check_same(records, field, why, get=None):
+def check_same(records, field, why):
     "All records agree on a field. Raises `UserError` naming the first file that does not."
-    get = get or (lambda r: r.info.get(field))
     first = records[0]
     for r in records[1:]:
-        a,b = get(first), get(r)
+        a,b = first.info.get(field), r.info.get(field)
         if a==b: continue
         if isinstance(a, dict) and isinstance(b, dict):
             k = next(k for k in sorted({*a,*b}) if a.get(k)!=b.get(k))
@@ -332,14 +331,13 @@ def cells(r:Record, task, checkpoint='end', greedy=True):
     return r.answers.get((task, 'end' if r.arm=='sft' else checkpoint, greedy), r.items.iloc[:0])
 
 def outcomes(
-    records, task, checkpoint='end', greedy=True,
-    column='score'      # 1 or 0 where answers are right or wrong
+    records, task, checkpoint='end', greedy=True
 ):                      # (seeds, items), a share over samples; None where not run
     "Scores, items sorted by id. Raises `UserError` if two records answered different items."
     out,ids = [],None
     for r in records:
         c = cells(r, task, checkpoint, greedy)
-        mine = column if column in c else 'correct'   # records of before there were scores
+        mine = 'score' if 'score' in c else 'correct'   # records of before there were scores
         if c.empty or c[mine].isna().all(): return None
         s = c.groupby('id')[mine].mean()
         if ids is None: ids,first = s.index,r

@@ -354,15 +354,14 @@ def save_state(
 AGAIN = 'delete the folder and run the command that makes it'
 
 def load_state(
-    path,           # a folder made by `save_state`
-    device='cpu',   # where the tensors go; optimizers and modules move what they load themselves
-):                  # the nest
+    path   # a folder made by `save_state`
+):         # the nest, on the CPU: optimizers and modules move what they load themselves
     "Verify and load a saved state. Raises `UserError` naming the bad file."
     path = Path(path)
     with os_errors(path, 'read'):
         if not path.is_dir(): raise UserError(f'{path} is missing: run the command that makes it.')
         if bad := damage(path): raise UserError(f'{path} cannot be used, since {bad}: {AGAIN}.')
-        try: tensors = load_file(path/'tensors.safetensors', device=str(device))
+        try: tensors = load_file(path/'tensors.safetensors')
         except SafetensorError as e: raise UserError(f'{path}/tensors.safetensors holds no tensors ({e}): {AGAIN}.') from None
         return unpack(tensors, read_json(path/'state.json', None))
 
@@ -376,11 +375,10 @@ def save_artifact(
     save_state(folder, dict(model=tensors, meta=meta or {}))
 
 def load_artifact(
-    folder,           # a folder made by `save_artifact`, or a checkpoint whose state has a `model`
-    device='cpu',     # where the weights go
-):                    # (weights by name, meta)
+    folder   # a folder made by `save_artifact`, or a checkpoint whose state has a `model`
+):           # (weights by name, meta)
     "Verify and load weights. Raises `UserError` naming the bad file."
-    state = load_state(folder, device)
+    state = load_state(folder)
     if bad := misfit(state, dict(model=dict)):
         raise UserError(f'{folder} holds no weights ({bad}): name a folder with weights, or a checkpoint.')
     return state['model'], state.get('meta', {})
@@ -470,15 +468,14 @@ def save_checkpoint(
 
 # %% ../nbs/10_store.ipynb #34a5f67a
 def load_checkpoint(
-    run,            # the run folder
-    device='cpu',   # where the tensors go
-):                  # (step, state), or None if the run has no checkpoint yet
+    run   # the run folder
+):        # (step, state), or None if the run has no checkpoint yet
     "Load the newest good checkpoint; a damaged one is named in a warning. Raises `UserError` if all are damaged."
     damaged = []
     for p in reversed(checkpoints(run)):
         if not (bad := damage(p)):
             if damaged: warnings.warn(f"{'; '.join(damaged)}; continuing from {p} instead.", stacklevel=2)
-            return int(p.name[5:]), load_state(p, device)
+            return int(p.name[5:]), load_state(p)
         damaged.append(f'{p} cannot be used, since {bad}')
     if damaged:
         raise UserError(f"No checkpoint is left: {'; '.join(damaged)}; "

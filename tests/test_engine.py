@@ -209,10 +209,10 @@ def test_a_second_rollout_in_the_same_buffers_is_that_of_new_ones(both):
 def test_rows_do_not_matter(both):
     model, tok = toy(3), train_tokenizer(['1+1=2 ']*9, 300)
     prompts = [[i+1]*(i+1) for i in range(9)]
-    want,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5)
+    want,_ = generate(model, tok, prompts, n=3, max_new=40, temperature=1.5)
     assert len({len(o.tokens) for o in want}) > 3   # many lengths: rows come and go
-    for rows in (1, 2, 5, 11):
-        got,_ = generate(model, tok, prompts, n=3, max_new=70, temperature=1.5, rows=rows)
+    for rows in (1, 4, 11):
+        got,_ = generate(model, tok, prompts, n=3, max_new=40, temperature=1.5, rows=rows)
         assert sum(a.tokens!=b.tokens for a,b in zip(want, got, strict=True)) <= 1   # a draw may fall on an edge
 
 def test_rows_end_at_the_end_token_and_only_there(both):

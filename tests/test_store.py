@@ -264,7 +264,7 @@ def save_forever(run):
         while True:
             step += 1
             w = w*1.01 + step
-            log.append(dict(step=step, mean=w.mean()))
+            log.append(dict(step=step, high=w.max()))
             save_checkpoint(run, step, dict(w=w, metrics=log.position))
             (run/'confirmed').write_text(str(step))
 
@@ -289,7 +289,7 @@ def test_kill_during_saves_loses_nothing(tmp_path, slow):
         w = torch.zeros(100_000)
         for i in range(1, step+1):
             w = w*1.01 + i
-            assert rows[i-1]['mean']==w.mean().item()
+            assert rows[i-1]['high']==w.max().item()   # exact with any number of threads
         assert weights_hash(dict(w=w))==weights_hash(dict(w=s['w']))
     assert last >= 12
 
