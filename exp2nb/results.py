@@ -118,8 +118,9 @@ def read_record(path)->Record:
         raise UserError(f"{path} says seed {info['seed']}, but it lies in {folder.name}: {again(folder)}")
     r = Record(folder, above[0].parent, info)
     for k in ('arm', 'task', 'preset', 'seed'):
-        if k in r.config and (name := task_name(r.config[k]) if k=='task' else r.config[k])!=info[k]:
-            raise UserError(f'{path} says {k}={info[k]!r}, but its config.json says {name!r}: {again(folder)}')
+        if k not in r.config: continue
+        name = task_name(r.config[k]) if k=='task' else r.config[k]
+        if name!=info[k]: raise UserError(f'{path} says {k}={info[k]!r}, but its config.json says {name!r}: {again(folder)}')
     return r
 
 # %% ../nbs/21_results.ipynb #cbdfb4c5

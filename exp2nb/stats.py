@@ -551,14 +551,15 @@ CODE_WORDS = dict(rl_better='RL better', rl_worse='RL worse', equivalent='equiva
 def seeds_in_words(rl, sft_plus, margin, paired:bool)->tuple:   # in short, in full
     "How many seeds would decide at the margin's size on one way of counting, in four of five experiments, as phrases."
     one = min(len(rl),len(sft_plus))==1
-    paired,v = paired or one, plausible(rl, sft_plus, paired)
+    v = plausible(rl, sft_plus, paired)
+    paired = paired or one
     n,m = (seeds_needed(margin, v, np.shape(rl)[-1], equal, paired=paired) for equal in (False,True))
     count = lambda k: f'about {k} seeds' if k else 'more than 100 seeds (or more test problems)'
     own,of = (', each from its own SFT checkpoint','the methods') if paired else ('','the arms from this SFT checkpoint')
-    guess = ' if the gap differs by 2 points from seed to seed' if one else ''
+    guess = ', if the gap differs by 2 points from seed to seed' if one else ''
     short = f'to see a difference of {points(margin)} points between {of} takes {count(n)}{own}'
-    full = f'{short}, and to show that there is none {count(m)}{","*bool(guess)+guess} (each in four of five experiments)'
-    return short + ','*bool(guess) + guess, full
+    full = f'{short}, and to show that there is none {count(m)}{guess} (each in four of five experiments)'
+    return short+guess, full
 
 NO_SIGNAL = '''More seeds will not help while nothing is learned: take an easier task, more SFT, more samples a problem, a longer run or a
 larger model.'''

@@ -718,9 +718,10 @@ def altered_file(
 )->str:            # '' if all are as they were, else the first file at odds and how
     "Compare files with their record."
     for name,was in recorded.items():
+        if misfit(was, dict(sha256=str)): return f'{name} has no hash in the record'
         now = files_record(folder, [name]).get(name)
         if now is None: return f'{name} is missing'
-        if now.get('rows')!=was.get('rows'): return f"{name} has {now['rows']:,} rows where {was['rows']:,} were written"
+        if now.get('rows')!=was.get('rows'): return f"{name} has {now['rows']:,} rows where {was.get('rows')} were written"
         if now['sha256']!=was['sha256']: return f'{name} was altered (its SHA-256 differs from the record)'
     return ''
 

@@ -1,6 +1,7 @@
 """What the notebook of pieces does not show: drawn ways to divide a run, an interruption at every file, trials of two machines."""
 import itertools
 import os
+import shlex
 from pathlib import Path
 from random import Random
 import pytest
@@ -10,7 +11,7 @@ from exp2nb.report import analyse
 from exp2nb.results import summarise
 from exp2nb.store import read_json, read_jsonl, write_json
 from exp2nb.tools import collect
-from exp2nb.tools.collect import collect_pieces, pack_run, units_in
+from exp2nb.tools.collect import collect_pieces, collected_text, pack_run, units_in
 
 def study(folder, seeds=3, **kw):
     "A made-up run in which every seed has an SFT checkpoint of its own."
@@ -112,3 +113,22 @@ def test_a_run_on_one_sft_checkpoint_keeps_it_in_every_seed_s_piece(tmp_path):
     for s in (1, 2): (run/f'sft/model-1.0/seed{s}').rename(tmp_path/f'gone{s}')
     collect_pieces([pack_run(run, tmp_path/f'{s}.tar.xz', s)['file'] for s in (1, 2)], tmp_path/'all')
     assert units_in(tmp_path/'all')==[u for u in units_in(run) if 'seed0' not in u or u.startswith('sft/')]
+
+ALTERED = {
+    'config.json was altered': lambda f: write_json(f/'config.json', read_json(f/'config.json') | dict(preset='smoke')),
+    'is list, not dict': lambda f: (f/'arm.json').write_text('[]'),
+    'is missing': lambda f: (f/'items.jsonl').unlink()}
+
+@pytest.mark.parametrize('says', ALTERED)
+@pytest.mark.parametrize('seed', [None, 1])
+def test_what_would_not_be_collected_is_not_packed(tmp_path, says, seed):
+    run = study(tmp_path/'run')
+    ALTERED[says](run/'rl/model-1.0/seed1')
+    with pytest.raises(UserError, match=f'cannot be used: .*seed1.*{says}'): pack_run(run, tmp_path/'piece.tar.xz', seed)
+    assert not (tmp_path/'piece.tar.xz').exists() and pack_run(run, tmp_path/'other.tar.xz', 0)
+
+def test_the_command_that_is_suggested_takes_a_folder_with_blanks(tmp_path):
+    run = study(tmp_path/'my run', 1)
+    line = collected_text(collect_pieces([pack_run(run, tmp_path/'0.tar.xz')['file']], tmp_path/"all it's")).splitlines()[-1]
+    both = str(tmp_path/"all it's")
+    assert shlex.split(line)==['papermill', 'nbs/analysis.ipynb', f'{both}/report/analysis.ipynb', '-p', 'run_dirs', both]

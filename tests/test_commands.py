@@ -3,19 +3,27 @@ import errno
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
+import exp2nb.tools.cli
+import exp2nb.tools.queue
+import exp2nb.tools.run
 import exp2nb.tools.status
-from exp2nb.config import Flag, Number, Several, Text, UserError, Whole, Word
-from exp2nb.store import RunLock
-from exp2nb.tools.cli import REQUIRED, command, make_parser, parse
+from exp2nb.bases.base import export_model
+from exp2nb.config import Flag, Number, Several, Text, UserError, Whole, Word, make_config
+from exp2nb.lab import arm_folder
+from exp2nb.store import RunLock, write_json
+from exp2nb.tools.cli import REQUIRED, command, configure, make_parser, notebook_options, own_command, parse
 from exp2nb.tools.eval import exp2_eval
 from exp2nb.tools.fetch import exp2_fetch
-from exp2nb.tools.queue import exp2_queue
+from exp2nb.tools.queue import exp2_arm, exp2_queue, queue
 from exp2nb.tools.run import exp2_run
 from exp2nb.tools.status import exp2_status, files_named, stop_writers
 
@@ -99,6 +107,30 @@ def test_two_values_without_names_keep_their_places(capsys, tmp_path):
     one_sentence(export.main([arm, out, 'more']), capsys.readouterr(), 'more is not an option')
     one_sentence(export.main([arm]), capsys.readouterr(), 'out is missing')
 
+def test_an_empty_name_is_a_missing_one(capsys, tmp_path):
+    "Of every command: '' must not mean the working folder."
+    for f in map(function, OURS):
+        places = [o.name for o in f.options.values() if o.default is REQUIRED]
+        for i,name in enumerate(places):
+            words = [str(tmp_path)]*len(places)
+            words[i] = ''
+            one_sentence(f.main(words), capsys.readouterr(), f'{name} is missing')
+
+def test_a_model_is_not_exported_over_the_working_folder():
+    for folder in ('.', '..', '/'):
+        with pytest.raises(UserError, match='is not empty: give a new folder'): export_model(SimpleNamespace(family='hub'), None, folder)
+
+@pytest.mark.parametrize('name', OURS)
+def test_help_says_defaults_as_they_are_typed(name, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '1000')
+    f = function(name)
+    lines = make_parser(name, '', f.options).format_help().splitlines()
+    assert not any("('" in line or ',)' in line for line in lines)
+    for o in f.options.values():
+        line = next(l for l in lines if l.split()[:1]==[o.flag])
+        if o.kind.__class__ is Several and o.default: assert f"(default: {','.join(map(str, o.default))})" in line
+        assert not ('without it:' in o.help and 'default' in line), line
+
 def test_the_table_is_long(): assert len(OPTIONS) > 120 and len(OURS) >= 10
 
 # a whole queue is checked before its first arm
@@ -126,6 +158,84 @@ def test_a_queue_is_checked_before_its_first_arm(capsys, tmp_path, args, word):
         first = [] if '--preset' in args else ['--preset', 'smoke']
         one_sentence(f.main([*first, '--run-dir', str(tmp_path/'run'), *args.split()]), capsys.readouterr(), word)
     assert not list(tmp_path.iterdir())
+
+def test_data_that_are_not_there_are_missed_at_once(capsys, tmp_path, monkeypatch):
+    "Also where a task is made here, and would never look for them."
+    monkeypatch.setattr(exp2nb.tools.queue, 'launch', None)
+    nowhere, run = str(tmp_path/'nowhere'), ['--preset', 'smoke', '--run-dir', str(tmp_path/'run')]
+    for f in (exp2_run, exp2_arm, exp2_queue, function('exp2_tune')):
+        one_sentence(f.main([*run, '--data-dir', nowhere]), capsys.readouterr(), f"{nowhere} is not a folder: name one in the Hub's layout")
+    with pytest.raises(UserError, match='data_dir .* is not a folder'): configure(data_dir='x'*5000)
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('launcher,words', [('"unbalanced', ('--launcher', 'no closing quotation')), ('  ', ('--launcher is blank',)),
+                                            ('srun exp2_arm\\', ('no escaped character',))])
+@pytest.mark.parametrize('more', [[], ['--dry-run']])
+def test_a_launcher_is_read_before_anything_else(capsys, tmp_path, launcher, words, more):
+    run = ['--preset', 'smoke', '--arms', 'sft', '--run-dir', str(tmp_path/'run'), '--launcher', launcher]
+    one_sentence(exp2_run.main([*run, *more]), capsys.readouterr(), *words)
+    assert not list(tmp_path.iterdir())
+
+def test_no_more_processes_than_cores(monkeypatch):
+    monkeypatch.setattr(exp2nb.tools.cli, 'usable_cores', lambda: 2)
+    monkeypatch.setattr(exp2nb.tools.cli.torch.cuda, 'device_count', lambda: 0)
+    kind = notebook_options()['processes'].kind
+    assert [kind.read('processes', n) for n in (0, 1, 2)]==[0, 1, 2]
+    with pytest.raises(UserError, match='^processes 3 is more than .* cores or GPUs: give at most 2.$'): kind.read('processes', 3)
+    monkeypatch.setattr(exp2nb.tools.cli.torch.cuda, 'device_count', lambda: 8)
+    assert kind.read('processes', 8)==8
+
+def test_an_arm_starts_no_more_processes_than_cores(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(exp2nb.tools.cli, 'usable_cores', lambda: 2)
+    monkeypatch.setattr(exp2nb.tools.cli.torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(exp2nb.tools.queue, 'launch', lambda c, processes: dict(arm='sft', seed=0, steps=processes))   # nothing is started
+    run = ['--preset', 'smoke', '--run-dir', str(tmp_path), '--processes']
+    one_sentence(exp2_arm.main([*run, '99']), capsys.readouterr(), '--processes 99 is more than', 'give at most 2')
+    assert exp2_arm.main([*run, '2'])==0
+
+# a study that is there
+
+def test_a_seed_on_which_rates_were_tuned_is_not_of_the_study(capsys, tmp_path):
+    write_json(tmp_path/'tuning/sft_plus/model-1.0/x0.5/seed1/trial.json', {})
+    before = sorted(tmp_path.rglob('*'))
+    run = ['--preset', 'smoke', '--run-dir', str(tmp_path), '--dry-run']
+    one_sentence(exp2_run.main([*run, '--seeds', '2']), capsys.readouterr(), 'rates were tuned on seed 1', 'choose another run_dir')
+    assert exp2_run.main(run)==0 and sorted(tmp_path.rglob('*'))==before
+
+@pytest.mark.parametrize('end', ['config.json', 'trained.json', 'arm.json'])
+@pytest.mark.parametrize('how', [[], ['--no-notebooks'], ['--only-seed', '0']])
+def test_other_settings_than_those_of_the_run_are_refused_before_anything_is_written(capsys, tmp_path, monkeypatch, end, how):
+    def began(*args): raise UserError('it began.')
+    for name in ('run_notebook', 'launch', 'in_this_process'): monkeypatch.setattr(exp2nb.tools.run, name, began)
+    for c in queue(make_config('smoke', run_dir=str(tmp_path))):
+        for name in ('config.json', end): write_json(arm_folder(c)/name, asdict(c) | dict(dtype='float32'))
+    plan = tmp_path/'plan.json'
+    plan.write_text('{"pieces": {}}')
+    run = ['--preset', 'smoke', '--run-dir', str(tmp_path), *how]
+    one_sentence(exp2_run.main([*run, '--changes', 'rl.steps=9']), capsys.readouterr(), 'made with other settings: rl.steps (4 and 9)')
+    assert plan.read_text()=='{"pieces": {}}' and not (tmp_path/'notebooks').exists()
+    assert exp2_run.main(run)==2 and capsys.readouterr().err=='error: it began.\n'   # the same settings
+
+def test_another_shell_finds_the_command_that_is_suggested(monkeypatch, tmp_path):
+    bin = tmp_path/'my env'/'bin'
+    bin.mkdir(parents=True)
+    (bin/'exp2_status').touch(0o755)
+    monkeypatch.setattr(sys, 'executable', str(bin/'python'))
+    monkeypatch.setenv('PATH', str(bin))
+    def said(prefix):
+        monkeypatch.setattr(sys, 'prefix', prefix)
+        return shlex.split(own_command('exp2_status', Path("it's/my run")))
+    assert said(str(bin.parent))==[str(bin/'exp2_status'), "it's/my run"]      # a virtual environment is active in this shell alone
+    assert said(sys.base_prefix)==['exp2_status', "it's/my run"]
+    monkeypatch.setenv('PATH', '/nowhere')
+    assert said(sys.base_prefix)==[str(bin/'exp2_status'), "it's/my run"]
+    assert own_command('exp2_nothing')=='exp2_nothing'
+
+def test_a_run_says_how_to_ask_for_its_status(monkeypatch, tmp_path):
+    monkeypatch.setattr(exp2nb.tools.run, 'one_by_one', lambda *args: None)
+    said = []
+    exp2_run(make_config('smoke', run_dir=str(tmp_path/'my run')), arms=('sft',), say=said.append)
+    assert f"exp2_status '{tmp_path}/my run' says how far" in said[-1], said
 
 def test_a_queue_is_json(capsys, tmp_path):
     assert exp2_queue.main(['--preset', 'smoke', '--run-dir', str(tmp_path/'my "run"'), '--seeds', '2', '--changes', 'rl.steps=2'])==0
@@ -175,6 +285,13 @@ def test_an_output_that_cannot_be_written_is_found_first(capsys, tmp_path):
     for f,args in ((exp2_eval, ['--checkpoint', 'x', '--items']), (bench, ['--out']), (bench, ['--plot'])):
         one_sentence(f.main([*args, str(tmp_path/'nowhere'/'file')]), capsys.readouterr(), 'has no folder to lie in')
 
+def test_busy_looks_for_its_folder_before_it_measures(capsys, tmp_path, monkeypatch):
+    import exp2nb.fast.busy
+    monkeypatch.setattr(exp2nb.fast.busy, 'stages', None)
+    one_sentence(function('exp2_busy').main(['--out', str(tmp_path/'nowhere'/'file')]), capsys.readouterr(), 'has no folder to lie in')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    one_sentence(function('exp2_busy').main(['--out', '~/nowhere/file']), capsys.readouterr(), f'{tmp_path}/nowhere/file has no folder')
+
 # status
 
 def test_status_into_a_closed_pipe_is_silent(tmp_path):
@@ -204,3 +321,27 @@ def test_a_folder_that_may_not_be_read_is_not_done(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(os, 'scandir', scandir)
     with pytest.raises(UserError, match='permission is denied'): files_named(tmp_path, 'config.json')
     one_sentence(exp2_status.main([str(tmp_path)]), capsys.readouterr(), 'secret', 'permission is denied')
+
+RUN = dict(name='a', makes=['a'], after='')
+ODD_PLANS = [
+    (dict(pieces={}, jobs=2), 'runs cannot go 2'), (dict(pieces=dict(x='a')), 'pieces.x is str'),
+    (dict(pieces={}, jobs='x'), 'jobs is str'),
+    (dict(pieces={}, jobs=2, runs=5), 'runs'), (dict(pieces={}, jobs=2, runs=['a']), 'runs'), (dict(pieces={}, jobs=0, runs=[RUN]), 'runs'),
+    (dict(pieces={}, jobs=2, runs=[RUN | dict(after='a')]), 'runs'), (dict(pieces={}, jobs=2, runs=[RUN | dict(makes=[[]])]), 'runs'),
+    (dict(pieces={}, jobs=-1), 'out of range'), (dict(pieces=dict(x=10**400)), 'out of range'), (dict(pieces=[]), 'pieces is list'),
+    ([], 'is list')]
+
+@pytest.mark.parametrize('plan,word', ODD_PLANS)
+def test_an_odd_plan_is_one_sentence(capsys, tmp_path, plan, word):
+    (tmp_path/'plan.json').write_text(json.dumps(plan))
+    one_sentence(exp2_status.main([str(tmp_path)]), capsys.readouterr(), f'{tmp_path}/plan.json', word)
+
+ODD_ROWS = [({}, 'seconds is missing'), (dict(seconds='x'), 'seconds is str'), (dict(seconds=float('nan')), 'out of range'),
+            (dict(seconds=1., fraction=1e-320), 'out of range'), (dict(seconds=1., step=10**400), 'out of range')]
+
+@pytest.mark.parametrize('row,word', ODD_ROWS)
+def test_odd_metrics_are_one_sentence(capsys, tmp_path, row, word):
+    log = tmp_path/'rl'/'metrics.jsonl'
+    write_json(log.with_name('config.json'), {})
+    log.write_text(json.dumps(dict(step=-1, fraction=0.))+'\n' + json.dumps(dict(step=0, fraction=.1) | row)+'\n')
+    one_sentence(exp2_status.main([str(tmp_path)]), capsys.readouterr(), str(log), word)

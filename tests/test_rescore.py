@@ -1,11 +1,13 @@
 """The second scorer is lm-evaluation-harness's: on drawn texts it says what that package's own filters say, where it is installed.
 
     pip install --no-deps lm_eval && pip install sacrebleu     (validated with lm_eval 0.4.13)"""
+import json
 import re
 from random import Random
 import pytest
-from exp2nb.tasks import Problem, score_number
-from exp2nb.tools.rescore import FLEXIBLE, IGNORED, STRICT, extract, flexible_kind, harness, reduced, strict_kind
+from exp2nb.store import files_record, read_json, write_json
+from exp2nb.tasks import Problem, make_task, score_number
+from exp2nb.tools.rescore import FLEXIBLE, IGNORED, STRICT, exp2_rescore, extract, flexible_kind, harness, reduced, strict_kind
 
 PARTS = ('#### ', '####', '72', '7', '-72', '72.0', '72.', '$72', '1,072', '072', '.', '..', ',', '$', ' ', '\n', 'so', '3-5', '1.2.3', '…')
 REFERENCES = ('It is 72.\n#### 72', '#### 1,072', '#### -7', '#### 72.50')
@@ -62,3 +64,66 @@ def test_right_by_the_strict_rule_is_right_by_ours():
         p = Problem('x', '?', reference, re.sub(',', '', reference.split('#### ')[1]))
         assert all(score_number(p, t)['correct'] for t in texts() if harness(t, reference)['strict'])
     assert reduced('It is\n#### 1,072.')=='1072'
+
+# the records of a run, changed by hand
+
+def sums(path, n):
+    "A task of your own, with all of its problems in test and in train."
+    for split in ('train', 'test'):
+        rows = [json.dumps(dict(question=f'{split}: what is {i}+1?', answer=f'#### {i+1}')) for i in range(n)]
+        path.mkdir(parents=True, exist_ok=True)
+        (path/f'{split}.jsonl').write_text('\n'.join(rows))
+    return str(path)
+
+KEPT = ['config.json', 'items.jsonl', 'completions.jsonl']
+
+def answered(folder, task, **kw):
+    "An arm that has answered every test problem of a task rightly."
+    arm = folder/'rl'/'model-1.0'/'seed0'
+    problems = make_task(task, 'test')
+    arm.mkdir(parents=True)
+    about = dict(task=problems.name, sample=0, temperature=0., checkpoint='end')
+    for name,more in (('items', dict(correct=True, pred='1', correct_last_number=True)), ('completions', dict(text='#### 1'))):
+        (arm/f'{name}.jsonl').write_text(''.join(json.dumps(about | dict(id=p.id) | more)+'\n' for p in problems))
+    write_json(arm/'config.json', dict(arm='rl', task=task) | kw)
+    record = dict(arm='rl', task=problems.name, preset='tiny', seed=0, match_on='model', budget=1., sft_sha256='a'*64, eval_settings={})
+    write_json(arm/'arm.json', record | dict(files=files_record(arm, KEPT)))
+    return arm
+
+def without(path, *keys):
+    "Take a field out of a JSON file."
+    x = inner = read_json(path)
+    for k in keys[:-1]: inner = inner[k]
+    del inner[keys[-1]]
+    write_json(path, x)
+
+CHANGED = {
+    'task': lambda arm: without(arm/'arm.json', 'task'),
+    'match_on': lambda arm: without(arm/'arm.json', 'match_on'),
+    'rows': lambda arm: without(arm/'arm.json', 'files', 'items.jsonl', 'rows'),
+    'completions.jsonl': lambda arm: without(arm/'arm.json', 'files', 'completions.jsonl'),
+    'list': lambda arm: (arm/'arm.json').write_text('[]'),
+    'empty': lambda arm: (arm/'arm.json').write_text(''),
+    'config.json was altered': lambda arm: write_json(arm/'config.json', dict(arm='rl')),
+    'is missing': lambda arm: (arm/'config.json').unlink()}
+
+@pytest.mark.parametrize('says', CHANGED)
+def test_a_changed_record_is_one_sentence(tmp_path, capsys, monkeypatch, says):
+    arm = answered(tmp_path/'run', sums(tmp_path/'sums', 4))
+    monkeypatch.chdir(arm)
+    assert exp2_rescore.main(['.'])==0 and capsys.readouterr().out
+    CHANGED[says](arm)
+    assert exp2_rescore.main([str(arm)])==2
+    out, err = capsys.readouterr()
+    assert out=='' and err.startswith('error: ') and err.count('\n')==1 and says in err, err
+
+def test_a_problem_that_is_gone_and_an_arm_without_answers_are_named(tmp_path, capsys):
+    task = sums(tmp_path/'sums', 4)
+    answered(tmp_path/'run', task)
+    sums(tmp_path/'sums', 3)
+    assert exp2_rescore.main([str(tmp_path/'run')])==2
+    assert 'sums/test/3 is no longer among the test problems' in capsys.readouterr().err
+    empty = answered(tmp_path/'other', task)
+    (empty/'items.jsonl').write_text('')
+    write_json(empty/'arm.json', read_json(empty/'arm.json') | dict(files=files_record(empty, KEPT)))
+    assert exp2_rescore.main([str(empty)])==2 and 'holds no answers to sums' in capsys.readouterr().err

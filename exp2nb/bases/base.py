@@ -157,15 +157,15 @@ def export_model(
     card:str=''    # text of README.md
 )->Path:           # where the weights are
     "Write a whole folder, for use elsewhere with the same logits, or none. Raises `UserError` for a form that the family lacks."
-    family, folder = model.family, Path(folder).expanduser()
+    family, folder = model.family, Path(folder).expanduser().resolve()   # '.' has no name
     form = 'hf' if family=='hub' else 'nanochat'
     if to and check_choice('to', to, ('nanochat', 'hf'))!=form:
         why = NO_HUB_FORM.get(family, 'nanochat has no such architecture')
         raise UserError(f'a model of family {family} cannot be written as {to} ({why}): leave out --to, and it is written as {form}.')
     if family=='exp2nb': model = as_nanochat(model)
-    tmp = folder.with_name(f'.tmp-{folder.name}')
     with os_errors(folder):
         if folder.exists() and any(folder.iterdir()): raise UserError(f'{folder} is not empty: give a new folder.')
+        tmp = folder.with_name(f'.tmp-{folder.name}')
         shutil.rmtree(tmp, ignore_errors=True)
         try:
             tmp.mkdir(parents=True)

@@ -10,9 +10,10 @@ import json, math, os, random, subprocess, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
-from ..config import PRESETS, Text, Whole, Word, git_revision
-from .bench import machine, make_groups, our_gradient, our_rollout, workload_of
+from ..config import PRESETS, Place, Whole, Word, git_revision
+from .bench import check_outputs, machine, make_groups, our_gradient, our_rollout, workload_of
 from .share import Sharing
+from ..sandbox.sandbox import usable_cores
 from ..tools.cli import command
 from ..train import micro_batches, supervised_loss
 
@@ -115,12 +116,13 @@ def exp2_busy(
     preset:Word(*PRESETS)='tiny',      # whose steps are timed
     repeats:Whole(1, 10_000)=50,       # figures are medians over as many runs
     rounds:Whole(1, 10_000)=3,         # the two states take turns as often
-    out:Text()='',                     # write the record as JSON to this file
+    out:Place='',                      # write the record as JSON to this file
 ):
     """Time a preset's steps alone and next to one busy process, which is started and ended here; then alone with the thread that
     shares cores and without it."""
+    check_outputs(out=out)
     fs = stages(preset)
-    got = dict(revision=git_revision(), preset=preset, machine=machine(), cores=len(os.sched_getaffinity(0)), repeats=repeats,
+    got = dict(revision=git_revision(), preset=preset, machine=machine(), cores=usable_cores(), repeats=repeats,
                settings={k: os.environ.get(k) for k in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'OMP_NUM_THREADS')},
                stages=alone_and_busy(fs, repeats, rounds), watch=watched_or_not(fs, repeats))
     if out: Path(out).write_text(json.dumps(got, indent=1)+'\n', encoding='utf-8')

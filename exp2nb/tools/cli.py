@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'CHANGES', 'DATA', 'WHY', 'Option', 'config_help', 'run_options', 'project_root', 'usual_preset',
-           'configure', 'notebook_parameters', 'notebook_config', 'notebook_options', 'parameters_cell',
+           'configure', 'Processes', 'notebook_parameters', 'notebook_config', 'notebook_options', 'parameters_cell',
            'command_options', 'command', 'Parser', 'metavar', 'default_text', 'make_parser', 'parse', 'os_sentence',
-           'shown_path', 'Stopped', 'stop_on', 'stoppable', 'say_error', 'run_command', 'collected', 'explain']
+           'own_command', 'shown_path', 'Stopped', 'stop_on', 'stoppable', 'say_error', 'run_command', 'collected',
+           'explain']
 
 # %% ../../nbs/tools/00_cli.ipynb #00a53e2a
-import argparse, errno, functools, inspect, json, os, signal, sys, threading
+import argparse, errno, functools, inspect, json, os, shlex, shutil, signal, sys, threading
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Real
 from pathlib import Path
+import torch
 from fastcore.docments import docments
 import exp2nb
 from ..config import PRESETS, USUAL, Config, Flag, Number, Several, Text, UserError, Whole, Word
 from ..config import check_choice, device_of, make_config, override, run_folder
+from ..sandbox.sandbox import usable_cores
 from ..store import Interrupted
 
 # %% ../../nbs/tools/00_cli.ipynb #f226ba74
@@ -76,12 +79,22 @@ def configure(
     from exp2nb.tasks import TASKS
     c = make_config(**given | dict(preset=given.get('preset') or usual_preset(given)))
     check_choice('arm', c.arm, list(ARMS))
+    if c.data_dir and not os.path.isdir(c.data_dir):
+        raise UserError(f'data_dir {c.data_dir} is not a folder: name one in the Hub\'s layout, or leave it out to use the Hub.')
     if changes: c = override(c, CHANGES.kind.read('changes', changes))
     for name in c.eval.tasks:
         if name!=c.target: check_choice('eval.tasks: task', name, list(TASKS))
     return c if c.run_dir else replace(c, run_dir=str(project_root()/run_folder(c)))
 
 # %% ../../nbs/tools/00_cli.ipynb #95f83466
+class Processes(Whole):
+    "How many processes of this machine."
+    def read(self, name, value)->int:
+        "As `Whole`. Raises `UserError` for more than there are cores, or GPUs if these are more."
+        n, most = super().read(name, value), max(usable_cores(), torch.cuda.device_count())
+        if n > most: raise UserError(f'{name} {n} is more than this machine has cores or GPUs: give at most {most}.')
+        return n
+
 DATA = (bool, Real, str, list, dict, type(None))   # what papermill can bring
 
 def notebook_parameters(
@@ -108,8 +121,8 @@ def notebook_config(
 
 def notebook_options()->dict:
     "The run notebook's parameters: those of a run, and how many processes share the work."
-    more = Option('processes', Whole(0, 10_000), 0, '0: one per GPU, or one; on a CPU one per core is faster, and each needs the memory')
-    return run_options() | dict(processes=more)
+    says = '0: one per GPU, or one; on a CPU one per core is faster, and each needs the memory'
+    return run_options() | dict(processes=Option('processes', Processes(0, 10_000), 0, says))
 
 # %% ../../nbs/tools/00_cli.ipynb #7af6c181
 def parameters_cell()->str:
@@ -164,11 +177,14 @@ class Parser(argparse.ArgumentParser):
 def metavar(kind)->str:
     "How the help names a value."
     if isinstance(kind, Word): return '|'.join(filter(None, kind.choices))
-    return {Whole:'N', Number:'X', Several:'A,B'}.get(type(kind), 'PATH' if getattr(kind, 'path', False) else 'TEXT')
+    names = {Whole:'N', Number:'X', Several:'A,B'}
+    return next((name for k,name in names.items() if isinstance(kind, k)), 'PATH' if getattr(kind, 'path', False) else 'TEXT')
 
 def default_text(o:Option)->str:
-    if o.default is None: return " (default: the preset's)"
-    return '' if o.default is REQUIRED or o.default in ('', ()) else f' (default: {o.default})'
+    "The default as it would be typed; none where the help itself says what comes without the option."
+    if o.default is None: return " (default: the preset's)"*any(o.name in values for values in PRESETS.values())
+    if o.default is REQUIRED or o.default in ('', ()): return ''
+    return f" (default: {','.join(map(str, o.default)) if isinstance(o.default, tuple) else o.default})"
 
 def make_parser(name, about, options)->Parser:
     "The parser of a command. Values stay text; `parse` reads them by their kinds."
@@ -193,7 +209,7 @@ def parse(parser, options, argv)->tuple:  # name → value; print JSON?
     out = {}
     for o in options.values():
         value = getattr(found, o.name)
-        if isinstance(value, str): value = [value]   # without its name
+        if isinstance(value, str): value = [value]*(value!='' or o.default is not REQUIRED)   # without its name; '' is none
         if isinstance(o.kind, Flag): out[o.name] = value
         elif value:
             if len(value) > 1 and not isinstance(o.kind, Several): raise UserError(f'{o.flag} is given twice: give it one value.')
@@ -213,6 +229,12 @@ def os_sentence(e)->str:
     what = shown_path(e.filename) if getattr(e, 'filename', None) is not None else 'a file'
     why = WHY.get(e.errno) or (e.strerror or str(e)).rstrip('.').lower()
     return f'{what} could not be used, since {why}: mend that, then give the same command again.'
+
+def own_command(name, *words)->str:
+    "A command for another shell: by its path, unless it is found there too; a virtual environment is on the PATH of its own shell only."
+    path = Path(sys.executable).parent/name
+    found = sys.prefix==sys.base_prefix and shutil.which(name)
+    return shlex.join([name if found or not path.exists() else str(path), *map(str, words)])
 
 def shown_path(path)->str:
     text = str(path)

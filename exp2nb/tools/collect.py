@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ENDS', 'LARGEST', 'VARIED', 'SHARED', 'units_in', 'files_of', 'config_of', 'seed_of_unit', 'made', 'stands_on',
-           'units_of_seed', 'pack_run', 'write_piece', 'Piece', 'open_piece', 'extract', 'check_unit', 'identity',
+           'units_of_seed', 'Piece', 'check_unit', 'pack_run', 'write_piece', 'open_piece', 'extract', 'identity',
            'choose', 'further', 'settings_of', 'hashes_of', 'differs', 'shown', 'check_together', 'collect_pieces',
            'put', 'list_trials', 'contents', 'collected_text', 'exp2_collect']
 
 # %% ../../nbs/tools/09_collect.ipynb #127455e0
-import json, lzma, os, re, shutil, tarfile, tempfile
+import json, lzma, os, re, shlex, shutil, tarfile, tempfile
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -69,13 +69,33 @@ def units_of_seed(run_dir, seed:int)->list:
         found = found+more
     return sorted(found)
 
+# %% ../../nbs/tools/09_collect.ipynb #99f98708
+@dataclass(frozen=True)
+class Piece:
+    "A piece that was opened, or a run folder."
+    source:str     # as the user named it
+    folder:Path    # where its files are
+    units:tuple
+
+    def says(self, unit)->str: return f'{self.source}: {unit}'
+
+def check_unit(piece:Piece, unit:str):
+    "Raises `UserError` for a unit whose files are not those that it recorded."
+    folder = piece.folder/unit
+    try:
+        if (folder/'arm.json').exists(): read_record(folder/'arm.json')
+        if not (folder/'trained.json').exists(): return
+        recorded = read_trained(folder)['files']
+        if bad := altered_file(folder, {n: f for n,f in recorded.items() if n not in UNREAD}): raise UserError(f'{folder}: {bad}.')
+    except UserError as e: raise UserError(f'{piece.source} cannot be used: {e}'.replace(f'{piece.folder}/', '')) from None
+
 # %% ../../nbs/tools/09_collect.ipynb #d558186c
 def pack_run(
     run_dir,
     out,        # the file to write, *.tar.xz
     seed=None   # this seed only; None: all
 )->dict:        # file, bytes, units
-    "Put what a run has left into one file. Raises `UserError` if nothing has ended, a unit is being written, or the file is there."
+    "Put what a run has left into one file. Raises `UserError` if nothing has ended, a unit is being written or altered, or `out` is there."
     run_dir, out = Path(run_dir), Path(out)
     if not run_dir.is_dir(): raise UserError(f'{run_dir} is not a folder: give the run folder, such as out/tiny-stories.')
     if not out.name.endswith('.tar.xz'): raise UserError(f'{out} must end in .tar.xz: choose another name.')
@@ -84,6 +104,7 @@ def pack_run(
     if not units: raise UserError(f'nothing{"" if seed is None else f" of seed {seed}"} has ended in {run_dir}: pack it when an arm has.')
     for u in units:
         if who := lock_holder(run_dir/u): raise UserError(f"{run_dir/u} is being written by process {who['pid']}: pack it when that ends.")
+        check_unit(Piece(str(run_dir), run_dir, ()), u)
     names = [f'{u}/{name}' for u in units for name in files_of(run_dir/u)]
     write_piece(out, run_dir, dict(schema=1, files=files_record(run_dir, names)))
     return dict(file=str(out), bytes=out.stat().st_size, unpacked=sum((run_dir/n).stat().st_size for n in names), units=units)
@@ -108,15 +129,6 @@ def write_piece(out:Path, run_dir:Path, about:dict):
 
 # %% ../../nbs/tools/09_collect.ipynb #28d0825e
 LARGEST = 8e9   # bytes that a piece may unpack to
-
-@dataclass(frozen=True)
-class Piece:
-    "A piece that was opened, or a run folder."
-    source:str     # as the user named it
-    folder:Path    # where its files are
-    units:tuple
-
-    def says(self, unit)->str: return f'{self.source}: {unit}'
 
 def open_piece(
     source,    # a file from `pack_run`, or a run folder
@@ -146,17 +158,6 @@ def extract(tar, source, into:Path):
         if not m.isreg() or size > LARGEST:
             raise UserError(f'{source} holds {m.name!r}, which a piece of a run does not hold: do not use it.')
         tar.extract(m, into, filter='data')
-
-# %% ../../nbs/tools/09_collect.ipynb #99f98708
-def check_unit(piece:Piece, unit:str):
-    "Raises `UserError` for a unit whose files are not those that it recorded."
-    folder = piece.folder/unit
-    try:
-        if (folder/'arm.json').exists(): read_record(folder/'arm.json')
-        if not (folder/'trained.json').exists(): return
-        recorded = read_trained(folder)['files']
-        if bad := altered_file(folder, {n: f for n,f in recorded.items() if n not in UNREAD}): raise UserError(f'{folder}: {bad}.')
-    except UserError as e: raise UserError(f'{piece.source} cannot be used: {e}'.replace(f'{piece.folder}/', '')) from None
 
 # %% ../../nbs/tools/09_collect.ipynb #027c50a1
 def identity(folder:Path):
@@ -303,7 +304,8 @@ def collected_text(r:dict)->str:
     if r['trials']: out.append(f"trials of exp2_tune: {r['trials']}")
     out += [f"revision: {'; '.join(r['git'])}", f"machines: {'; '.join(r['machines'])}"]
     if len(r['git']) > 1: out.append('These are several revisions with the same code in what makes a run; say so where the result is told.')
-    if r['arms']: out.append(f"papermill nbs/analysis.ipynb {r['run_dir']}/report/analysis.ipynb -p run_dirs {r['run_dir']}")
+    report = f"{r['run_dir']}/report/analysis.ipynb"
+    if r['arms']: out.append(shlex.join(['papermill', 'nbs/analysis.ipynb', report, '-p', 'run_dirs', r['run_dir']]))
     return '\n'.join(out)
 
 # %% ../../nbs/tools/09_collect.ipynb #3a11d5ca

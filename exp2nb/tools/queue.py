@@ -22,7 +22,7 @@ from ..config import Config, MATCH_ON, Number, Several, TARGETS, Text, UserError
 from ..config import check_choice, device_of, make_config, run_folder
 from ..sandbox.sandbox import usable_cores
 from ..tasks import make_task
-from .cli import command, run_options
+from .cli import Processes, command, run_options
 from .plan import plan
 
 # %% ../../nbs/tools/02_queue.ipynb #944e8b15
@@ -292,7 +292,7 @@ def arm_text(r:dict)->str:
 @command(text=arm_text)
 def exp2_arm(
     c:Config,
-    processes:Whole(0, 10_000)=0   # on this machine; 0: one per GPU, or one. Under torchrun it has no effect
+    processes:Processes(0, 10_000)=0   # on this machine; 0: one per GPU, or one. Under torchrun it has no effect
 ):
     "Run one arm from wherever it stands to its end. Exit code 143: it was asked to stop, has saved, and can go on."
     r = one_of_many(c) if 'TORCHELASTIC_RUN_ID' in os.environ else launch(c, processes)

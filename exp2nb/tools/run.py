@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HOURS', 'start_notebook', 'notebook_error', 'family', 'stop_children', 'wait_for', 'failure', 'end_with',
-           'run_notebook', 'run_launched', 'notebook_of', 'places', 'gpu_names', 'stands', 'Lines', 'SideBySide',
-           'one_by_one', 'done_as_asked', 'in_this_process', 'refuse_hours', 'of_seed', 'write_plan', 'exp2_run',
-           'has_verdict', 'no_report', 'trained_text', 'announcement', 'at_once', 'reach', 'verdict', 'dry_text']
+           'run_notebook', 'CommandLine', 'run_launched', 'notebook_of', 'places', 'gpu_names', 'stands', 'Lines',
+           'SideBySide', 'one_by_one', 'refuse_others', 'done_as_asked', 'in_this_process', 'refuse_hours', 'of_seed',
+           'write_plan', 'exp2_run', 'has_verdict', 'no_report', 'trained_text', 'announcement', 'at_once', 'reach',
+           'verdict', 'dry_text']
 
 # %% ../../nbs/tools/10_run.ipynb #9e65e8a1
 import base64, gc, json, math, os, shlex, signal, subprocess, sys, time
@@ -21,11 +22,12 @@ from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
 from ..lab import arm_folder, check_alone, threads_of
 from ..stats import fewest_seeds
 from ..store import Interrupted, read_json, write_json
-from .cli import Stopped, command, project_root, say_error
+from .cli import Stopped, command, own_command, project_root, say_error
 from .collect import differs, settings_of
 from .plan import plan, plan_text, usual_device
 from .queue import Jobs, QUEUED, finished, flags, next_run, parameters, queue, queue_data, run_data
 from .status import clock, piece_status, stop_writers
+from .tune import refuse_tuned
 
 # %% ../../nbs/tools/10_run.ipynb #37019cd9
 def start_notebook(notebook, out, log, given:dict, env=None):
@@ -37,8 +39,9 @@ def start_notebook(notebook, out, log, given:dict, env=None):
     with open(log, 'wb') as f: return subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True, env=env)
 
 def notebook_error(out)->tuple:
-    "Name and message of the error that stopped a notebook; ('', '') if it says nothing."
-    cells = read_json(out, dict(cells=list))['cells'] if Path(out).is_file() else []
+    "Name and message of the error that stopped a notebook; ('', '') if it says nothing, or is damaged."
+    try: cells = read_json(out, dict(cells=list))['cells'] if Path(out).is_file() else []
+    except UserError: cells = []
     found = [(o['ename'], o['evalue']) for c in cells for o in c.get('outputs', []) if o['output_type']=='error']
     return found[-1] if found else ('', '')
 
@@ -98,6 +101,16 @@ def run_notebook(notebook, out, run_dir, given):
     log = out.with_suffix('.log')
     if wait_for(start_notebook(notebook, out, log, given), run_dir): end_with(*failure(out, log))
     log.unlink()
+
+class CommandLine(Text):
+    "A command line, as a shell splits it into words."
+    def read(self, name, value)->str:
+        "`value` as text. Raises `UserError` for one without words, and for a quote that is not closed."
+        value = super().read(name, value)
+        try: words = shlex.split(value)
+        except ValueError as e: raise UserError(f'{name} is no command line ({str(e).lower()}): quote it as for a shell.') from None
+        if value and not words: raise UserError(f'{name} is blank: give a command line, or leave it out.')
+        return value
 
 def run_launched(launcher, given, run_dir):
     "Start an arm with a launcher's command line, such as srun's and torchrun's, and wait for it."
@@ -251,14 +264,22 @@ def one_by_one(runs, run_dir, launcher, say, passed):
         if launcher: run_launched(launcher, r['parameters'], run_dir)
         run_notebook('run_arm.ipynb', notebook_of(run_dir, r), run_dir, r['parameters'])
 
+def refuse_others(
+    c:Config,
+    **aside     # name=None: may differ
+):
+    "Raises `UserError` for an arm that was begun with other settings. What they led to is compared by its hash, when the arm goes on."
+    folder = arm_folder(c)
+    if not (folder/'config.json').exists(): return
+    both = read_json(folder/'config.json'), json.loads(json.dumps(asdict(c)))
+    if what := differs(*(settings_of(x) | dict(dtype=None) | aside for x in both)):
+        raise UserError(f'{folder} was made with other settings: {what}; give the same, or choose another run_dir.')
+
 def done_as_asked(c:Config)->bool:
     "Is this arm done? Told by its folder alone, without loading a model. Raises `UserError` if it was done with other settings."
-    folder = arm_folder(c)
-    if not finished(folder, ['.'], c.train_only): return False
-    was, now = (settings_of(x) | dict(dtype=None) for x in (read_json(folder/'config.json'), json.loads(json.dumps(asdict(c)))))
-    if what := differs(was, now):
-        raise UserError(f'{folder} was made with other settings: {what}; give the same, or choose another run_dir.')
-    return True
+    done = bool(finished(arm_folder(c), ['.'], c.train_only))
+    if done: refuse_others(c)
+    return done
 
 def in_this_process(cs, say, passed):
     "The runs of a queue that are not done, one after the other, without notebooks: what one has compiled need not be compiled again."
@@ -305,13 +326,17 @@ def exp2_run(
     dry_run:Flag()=False,  # say what would run and what it costs; DEVICE=a100 DEVICES=8 plan for other devices
     no_notebooks:Flag()=False,   # run the arms in this process, one after the other, without an executed notebook of each
     yes:Flag()=False,      # start what takes hours on a CPU without asking
-    launcher:Text()='',    # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
+    launcher:CommandLine()='',   # a command line that starts each arm before its notebook shows it, such as srun … exp2_arm
     say=print,
     **kwargs               # of `queue`
 ):
     "Run a whole experiment: every arm of the queue, then the analysis. Started again, it goes on where it was."
     whole = queue(c, **kwargs)
     cs = of_seed(whole, only_seed)
+    for x in cs:
+        refuse_tuned(x)
+        refuse_others(x, vary=None)
+        if no_notebooks: done_as_asked(x)
     seeds = len({x.seed for x in whole})
     if launcher and jobs > 1: raise UserError(f'a launcher starts each arm on all it was given: leave out --jobs {jobs}, or --launcher.')
     if no_notebooks and (launcher or jobs > 1):
@@ -326,7 +351,7 @@ def exp2_run(
     write_plan(run_dir, whole, queue_data(whole, 1) | dict(jobs=seeds) if only_seed else q)
     say(announcement(cs, only_seed or seeds, q))
     if takes: say(takes)
-    say(f'From another shell, exp2_status {run_dir} says how far it has come.')
+    say(f"From another shell, {own_command('exp2_status', run_dir)} says how far it has come.")
     passed = lambda: f'[{(time.monotonic()-began)/60:.0f} min]'
     if no_notebooks: in_this_process(cs, say, passed)
     elif q['jobs'] > 1: SideBySide(q, run_dir, gpu_names() if device_of(c)=='cuda' else [], say, passed).go()
