@@ -43,7 +43,8 @@ def pick(
     cumulative = kept.softmax(-1).cumsum(-1)
     j = (cumulative <= u[:,None]*cumulative[:,-1:]).sum(-1, keepdim=True).clamp(max=k-1)
     picked = ids.gather(-1, j)
-    return picked[:,0], of(kept.log_softmax(-1), j) if logprob=='sampled' else of(logits.log_softmax(-1), picked)
+    lp = of(kept.log_softmax(-1), j) if logprob=='sampled' else of(logits.log_softmax(-1), picked)
+    return picked[:,0], lp
 
 # %% ../nbs/15_engine.ipynb #aa87e35d
 @dataclass

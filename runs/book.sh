@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # The book as a web page: README, every notebook with its outputs, the records. Nothing is run; a link that leads nowhere stops it.
-#   bash runs/book.sh [FOLDER]        default: _docs; open _docs/index.html
+#   bash runs/book.sh [FOLDER]        default: _docs in the project's root; open _docs/index.html
 set -eu
+case ${1:-} in
+    --help|-h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -*) echo "error: $1 is not an option: bash runs/book.sh [FOLDER]." >&2; exit 2 ;;
+    ''|/*) out=${1:-_docs} ;;
+    *) out=$PWD/$1 ;;
+esac
 . "$(dirname "$0")/env.sh"   # goes to the project's root; has find_python
-out=${1:-_docs}
 if [ "${EXP2_ENV:-}" != active ]; then   # an environment of its own: it needs none of the package's libraries
     [ -x .venv-book/bin/python ] || { python=$(find_python); "$python" -m venv .venv-book; }
     .venv-book/bin/python - <<'PY' >.venv-book/wanted.txt

@@ -6,10 +6,10 @@
 #        every part in miniature, without a GPU: bash runs/gpu_check.sh --device cpu
 # With EXP2_ENV=active the environment that is active is used as it is; otherwise .venv is made.
 set -u
-. "$(dirname "$0")/env.sh"
 device=cuda limit=560 parts=tests,real,whole,fresh,d12,d26,processes dry=''
 while [ $# -gt 0 ]; do
     case $1 in
+        --help|-h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --dry-run) dry=1; shift; continue ;;
         --device|--limit|--parts) [ $# -gt 1 ] || { echo "error: $1 wants a value (see the head of runs/gpu_check.sh)." >&2; exit 2; } ;;
     esac
@@ -20,6 +20,8 @@ while [ $# -gt 0 ]; do
         *) echo "error: unknown option $1 (see the head of runs/gpu_check.sh)." >&2; exit 2 ;;
     esac
 done
+case $device in cuda|cpu) ;; *) echo "error: --device is cuda or cpu, not '$device'." >&2; exit 2 ;; esac
+[[ $limit =~ ^[1-9][0-9]{0,8}$ ]] || { echo "error: --limit wants a whole number of seconds such as 560, not '$limit'." >&2; exit 2; }
 # Name, expected seconds on one card (an H200 where they were measured: tests, real, d12, before; else estimated), most seconds, what it shows.
 table='tests|90|130|what is compiled against plain passes: our model, open ones, all ages of nanochat; the same gradient at a second run
 real|80|130|SmolLM2-135M, ragged lengths: rollout, gradient, optimizer, drift, same tokens and gradient twice
@@ -31,8 +33,10 @@ processes|40|80|two processes on one card (gloo): the gradient of one process, a
 even|30|60|SmolLM2-135M, even lengths
 before|70|90|SmolLM2-135M by operators: what fused layers, head and stacked Muon are worth
 trl|90|120|GRPOTrainer of TRL at the same lengths, where it is installed'
+[ -n "${parts//,/}" ] || { echo "error: --parts wants the names of parts, such as tests,real." >&2; exit 2; }
 for name in ${parts//,/ }; do
-    grep -q "^$name|" <<<"$table" || { echo "error: there is no part $name: choose from $(cut -d'|' -f1 <<<"$table" | paste -sd, -)." >&2; exit 2; }
+    [[ $'\n'$table == *$'\n'"$name|"* ]] \
+    || { echo "error: there is no part $name: choose from $(cut -d'|' -f1 <<<"$table" | paste -sd, -)." >&2; exit 2; }
 done
 show_plan() {
     local at=0 name seconds most what
@@ -44,6 +48,10 @@ show_plan() {
 }
 show_plan
 [ -z "$dry" ] || exit 0
+command -v timeout >/dev/null || {
+    echo "error: the command timeout is missing: install GNU coreutils (on macOS: brew install coreutils)." >&2; exit 2
+}
+. "$(dirname "$0")/env.sh"
 make_env 'dev'
 if [ "$device" != cpu ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "error: PyTorch sees no GPU here: try --device cpu." >&2; exit 2

@@ -4,10 +4,12 @@
 # Both start from SFT by AdamW. Every trial stays in DIR/<adamw|muon>/tuning.jsonl (DIR: out/optimizers). At full size this is for a GPU;
 # --small is a few steps of SFT+ on 64 problems, to see on a CPU that it works (records/open-optimizers).
 set -eu
-[ $# -gt 0 ] || { sed -n '2,5s/^# \?//p' "$0"; exit 2; }
+for o in "$@"; do case $o in --help|-h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac; done
+case ${1:-} in ''|-*) echo "error: name the base first: bash runs/open_optimizers.sh BASE [options]." >&2; exit 2 ;; esac
 base=$1; shift
 dir=out/optimizers changes='' options=()
 while [ $# -gt 0 ]; do
+    case $1 in --changes|--run-dir) [ $# -gt 1 ] || { echo "error: $1 wants a value (see --help)." >&2; exit 2; } ;; esac
     case $1 in
         --small)
             options+=(--n-train 64 --dev 8 --arms sft_plus --factors '0.25,1,4' --grow 0 --vary arm)

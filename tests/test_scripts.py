@@ -83,6 +83,17 @@ WRONG = [
     (['spot.sh', '/tmp', '--run-dir', 'x'], '--run-dir is chosen here'),
     (['gpu_check.sh', '--parts', 'real,x'], 'there is no part x: choose from tests,real,'),
     (['gpu_check.sh', '--limit'], '--limit wants a value'),
+    (['gpu_check.sh', '--limit', 'abc'], "a whole number of seconds such as 560, not 'abc'"),
+    (['gpu_check.sh', '--limit', '-5'], "not '-5'"),
+    (['gpu_check.sh', '--limit', '08'], "not '08'"),
+    (['gpu_check.sh', '--parts', ''], '--parts wants the names of parts'),
+    (['gpu_check.sh', '--parts', 't.sts'], 'there is no part t.sts'),
+    (['gpu_check.sh', '--device', 'gpu'], "--device is cuda or cpu, not 'gpu'"),
+    (['open_optimizers.sh'], 'name the base first'),
+    (['open_optimizers.sh', '--small'], 'name the base first'),
+    (['open_optimizers.sh', 'base', '--changes'], '--changes wants a value'),
+    (['throughput.sh', 'abc'], "'abc' is no number of cores"),
+    (['book.sh', '--x'], '--x is not an option'),
     (['spot.sh', '/nowhere'], 'there is no folder /nowhere'),
     (['spot.sh', '/tmp', '--preset', 'd13', '--dry-run'], "preset 'd13' is not known")]
 
@@ -97,11 +108,84 @@ def test_a_run_folder_s_name_is_never_executed(tmp_path, name):
 
 def test_the_script_s_head_names_options_that_exist():
     from exp2nb.tools.run import exp2_run
-    named = re.findall(r'--[a-z-]+', run(RUNS/'exp2.sh', '--help').stdout)
+    head, every = run(RUNS/'exp2.sh', '--help').stdout.split('usage: exp2_run')
+    named = re.findall(r'--[a-z-]+', head)
     known = {o.flag for o in exp2_run.options.values()} | {'--help'}
-    assert len(named) > 10 and set(named) <= known
+    assert len(named) > 10 and set(named) <= known and known <= set(re.findall(r'--[a-z-]+', every))
+
+def test_help_lists_all_options_once_they_are_there(tmp_path):
+    (tmp_path/'runs').mkdir()
+    shutil.copy(RUNS/'exp2.sh', tmp_path/'runs')
+    r = run('runs/exp2.sh', '--help', cwd=tmp_path, EXP2_ENV='')
+    assert r.returncode==0 and 'They are listed here after the installation' in r.stdout and [p.name for p in tmp_path.iterdir()]==['runs']
+    program(tmp_path/'.venv', 'unused', '')
+    program(tmp_path/'.venv/bin', 'exp2_run', 'echo "asked for $*"')
+    r = run('exp2.sh', '--seeds', '2', '-h', cwd=tmp_path/'runs', EXP2_ENV='')
+    assert r.returncode==0 and r.stdout.startswith('The whole experiment') and r.stdout.endswith('asked for --help\n'), r
+
+HELP = [*([n, '--help'] for n in ('book', 'gpu_check', 'open_optimizers', 'real_study', 'spot', 'test', 'throughput')),
+        ['gpu_check', '--device', 'cpu', '-h'], ['real_study', 'train', '--help']]
+
+@pytest.mark.parametrize('args', HELP, ids=' '.join)
+def test_help_prints_the_head_and_begins_nothing(args, tmp_path):
+    p = project(tmp_path, 'echo BEGUN; exit 9\n')
+    (p/'runs'/'env.sh').write_text('echo BEGUN; exit 9\n')
+    name, *options = args
+    r = run(f'runs/{name}.sh', *options, cwd=p)
+    head = (p/'runs'/f'{name}.sh').read_text(encoding='utf-8').split('\nset -')[0].splitlines()[1:]
+    assert (r.returncode, r.stderr)==(0, '') and r.stdout.splitlines()==[l[2:] for l in head]
+    assert f'bash runs/{name}.sh' in r.stdout
+
+def without(tmp_path, *names):
+    "A PATH on which these commands are missing."
+    bin = tmp_path/'fewer'
+    bin.mkdir()
+    for d in ENV['PATH'].split(':'):
+        for f in Path(d).glob('*'):
+            if f.name not in names and not (bin/f.name).is_symlink(): (bin/f.name).symlink_to(f)
+    return bin
+
+def test_what_a_mac_lacks(tmp_path):
+    bin, p = without(tmp_path, 'timeout', 'nproc'), project(tmp_path, 'echo "given $*"; exit 1\n')
+    for script in (['gpu_check.sh', '--device', 'cpu'], ['real_study.sh', 'train', '--seed', '0']):
+        one_sentence(run(p/'runs'/script[0], *script[1:], cwd=p, PATH=str(bin)), 'the command timeout is missing: install GNU coreutils')
+    program(bin, 'sysctl', '[ "$*" = "-n hw.ncpu" ] && echo 3\n')
+    r = run(p/'runs'/'throughput.sh', cwd=p, PATH=str(bin))
+    assert r.returncode==1 and '--seeds 3 --jobs 1' in r.stderr, r
+
+def test_the_book_is_made_where_the_user_is(tmp_path):
+    program(tmp_path/'bin', 'python', 'mkdir -p "${@: -1}"; echo "${@: -1}"\n')
+    env = dict(cwd=tmp_path, PATH=f"{tmp_path/'bin'}:{ENV['PATH']}")
+    p = project(tmp_path, '')
+    for given,made in (('web', tmp_path/'web'), (tmp_path/'abs', tmp_path/'abs'), (None, p/'_docs')):
+        r = run(p/'runs'/'book.sh', *filter(None, [given]), **env)
+        assert r.returncode==0 and (made/'index.html').exists(), r
+
+# ---- the study's script, with stand-ins for what it calls
+
+def study(tmp_path, *args):
+    "What runs/real_study.sh calls when it is given this: the command lines."
+    for name in ('exp2_run', 'exp2_tune'): program(tmp_path/'bin', name, 'echo "$(basename "$0") $*" >> "$LOG"\n')
+    (tmp_path/'log').write_text('')
+    r = run(RUNS/'real_study.sh', *args, cwd=tmp_path, PATH=f"{tmp_path/'bin'}:{ENV['PATH']}", LOG=str(tmp_path/'log'))
+    return r, (tmp_path/'log').read_text().splitlines()
+
+@pytest.mark.parametrize('option', ['--limit', '--steps', '--seeds', '--seed'])
+@pytest.mark.parametrize('value', ['08', '-1', '1.5', '9'*20])
+def test_the_study_s_numbers(option, value, tmp_path):
+    r, calls = study(tmp_path, 'tune,train', '--seed', '0', option, value)
+    one_sentence(r, f'{value} is no whole number')
+    assert not calls
+
+def test_the_study_passes_every_form_of_an_option_on(tmp_path):
+    more = ['--without-signal', '--data-dir=a b', '--json', '--n-test', '8']
+    r, calls = study(tmp_path, 'tune,train', '--seed=3', *more, '--steps=40', '--changes=rl.samples=8', '--run-dir', 'x')
+    assert r.returncode==0 and len(calls)==2, r
+    for call in calls: assert ' --run-dir x ' in call and ' --without-signal --data-dir=a b --json --n-test 8 ' in call
+    assert '--tuning-seeds 3 --changes rl.steps=10 rl.samples=8' in calls[0] and '--only-seed 3' in calls[1]
 
 def test_paths_are_meant_from_where_the_user_is(tmp_path):
+    (tmp_path/'data').mkdir()
     r = run(RUNS/'exp2.sh', '--preset', 'smoke', '--arms', 'sft', '--data-dir', 'data', '--dry-run', cwd=tmp_path)
     assert r.returncode==0 and f'--run-dir {RUNS.parent}/out/smoke-stories' in r.stdout and '--data-dir data' in r.stdout, r
 
@@ -158,6 +242,51 @@ def test_spot_saves_while_it_runs_and_passes_a_signal_on(tmp_path):
     until(lambda: (bucket/'n').exists() and (bucket/'n').read_text()=='begun\n')
     job.send_signal(signal.SIGTERM)
     assert job.wait(120)==143 and (bucket/'n').read_text()=='saved\n'
+
+def test_spot_refuses_a_bucket_that_it_cannot_write_to(tmp_path):
+    p, bucket = project(tmp_path, 'touch "${@: -1}/n"\n'), tmp_path/'bucket'
+    bucket.mkdir(mode=0o555)
+    if os.geteuid()==0: bucket = Path('/proc/tty')   # for root, too
+    if not bucket.is_dir(): pytest.skip('there is no folder here that root cannot write to')
+    one_sentence(run(p/'runs'/'spot.sh', bucket, cwd=p), f'{bucket} cannot be written')
+    assert not (p/'out').exists()
+
+CP = f'''
+case " $* " in *' -u '*|*' --parents '*|*' -t '*) echo "cp: illegal option" >&2; exit 64 ;; esac   # as on macOS
+case $1 in
+    */once) [ -e "$TOLD/once" ] && {{ rm "$TOLD/once"; : >"$2"; echo "cp: the disk is full" >&2; exit 1; }} ;;
+    */never) echo "cp: the disk is full" >&2; exit 1 ;;
+esac
+exec {shutil.which('cp')} "$@"
+'''
+
+def spot(tmp_path, exp2, **env):
+    "spot.sh with a stand-in for the experiment and a cp that is as old as a Mac's, and fails where it is told to."
+    p, bucket = project(tmp_path, 'run=${@: -1}; ' + exp2), tmp_path/'bucket'
+    bucket.mkdir()
+    program(tmp_path/'bin', 'cp', CP)
+    env = dict(PATH=f"{tmp_path/'bin'}:{ENV['PATH']}", TOLD=str(tmp_path), BUCKET=str(bucket), **env)
+    return run(p/'runs'/'spot.sh', bucket, cwd=p, **env), bucket
+
+def test_spot_copies_with_any_cp(tmp_path):
+    r, bucket = spot(tmp_path, 'c="$run/a b/checkpoints/step_1/c"; mkdir -p "$c"; echo 1 | tee "$run/a b/x" > "$c/y"; exit 3\n')
+    assert (r.returncode, r.stderr)==(3, '')
+    assert (bucket/'a b/x').read_text()==(bucket/'a b/checkpoints/step_1/c/y').read_text()=='1\n'
+
+def test_spot_says_that_files_are_missing_in_the_bucket(tmp_path):
+    r, bucket = spot(tmp_path, 'echo 1 | tee "$run/never" > "$run/other"\n')
+    assert r.returncode==1 and (bucket/'other').exists()   # the rest is there
+    why, said = r.stderr.splitlines()
+    run = tmp_path/'project/out/spot'
+    assert (why, said)==('cp: the disk is full', f'error: files are missing in {bucket}: copy them from {run} before this machine goes.')
+
+def test_spot_tries_a_failed_copy_again(tmp_path):
+    wait = lambda done: f'for i in $(seq 600); do {done} && break; sleep .1; done; '
+    (tmp_path/'once').touch()
+    work = 'echo 1 > "$run/once"; ' + wait('[ ! -e "$TOLD/once" ]') + 'touch "$run/later"; ' + wait('[ -e "$BUCKET/later" ]')
+    r, bucket = spot(tmp_path, work + '\n', EVERY='.2')
+    assert r.returncode==0 and 'cp: the disk is full' in r.stderr and 'trying again in .2 s.' in r.stderr, r
+    assert (bucket/'once').read_text()=='1\n'   # not the empty file that the failure left
 
 def slurm(tmp_path, exp2):
     "A job in a project whose exp2.sh is a stand-in, under a Slurm that only takes notes."
@@ -232,6 +361,58 @@ def test_environment_gets_cuda_where_a_gpu_will_be_and_keeps_it(tmp_path):
     second = pip(EXP2_GPU='1')
     assert 'whl/cpu' not in second and second.index('uninstall -qy torch') < second.index('--no-deps')
     assert not pip()                                        # on the login node again, without a GPU
+
+def bare(tmp_path, pip='sleep 1'):
+    "A project without an environment, with a Python that only takes notes of what pip is asked for; a command that makes the environment."
+    p = tmp_path/'bare'
+    (p/'runs').mkdir(parents=True)
+    for f in ('runs/env.sh', 'runs/constraints.txt', 'pyproject.toml'): shutil.copy(RUNS.parent/f, p/f)
+    own = f'''#!/bin/sh
+echo "$*" >> {tmp_path}/log
+case $* in *--no-deps*) {pip} ;; esac
+'''
+    (tmp_path/'own').write_text(own); (tmp_path/'own').chmod(0o755)
+    (tmp_path/'log').touch()
+    venv = f'[ "$1" = -c ] || {{ mkdir -p .venv/bin; cp {tmp_path}/own .venv/bin/python; touch .venv/bin/activate; }}\n'
+    program(tmp_path/'bin', 'python3.13', venv)
+    def make(script='set -eu; . runs/env.sh; make_env ""; echo made', **more):
+        env = {**ENV, 'EXP2_ENV':'', 'EXP2_GPU':'1', 'PATH':f"{tmp_path/'bin'}:{ENV['PATH']}", **more}
+        return subprocess.Popen(['bash', '-c', script], cwd=p, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return p, make
+
+def installations(tmp_path): return (tmp_path/'log').read_text().count('--no-deps')
+
+def test_tasks_that_start_together_install_once(tmp_path):
+    p, make = bare(tmp_path)
+    outs = [j.communicate(timeout=60)[0] for j in [make() for _ in range(4)]]
+    assert all(o.endswith('made\n') for o in outs) and installations(tmp_path)==1, outs
+    assert sum('waiting for it' in o for o in outs)==3 and not list((p/'.venv').glob('.making*'))
+    for f in RUNS.glob('*.sbatch'): assert '`EXP2_GPU=1 bash runs/exp2.sh --dry-run' in f.read_text(encoding='utf-8')
+
+def test_a_lock_whose_owner_died_does_not_block(tmp_path):
+    p, make = bare(tmp_path)
+    (p/'.venv/.making.0').mkdir(parents=True)
+    (p/'.venv/.making.0/beat').write_text('7\n')
+    outs = [j.communicate(timeout=60)[0] for j in [make(EXP2_STALE='2') for _ in range(3)]]
+    # an owner is seen to live every 5 s: the two that wait must not take over from the one that installs, here in 1 s
+    assert all(o.endswith('made\n') for o in outs) and installations(tmp_path)==1 and not list((p/'.venv').glob('.making*')), outs
+
+def test_a_failed_or_stopped_installation_gives_its_lock_back(tmp_path):
+    p, make = bare(tmp_path, pip='exit 1')
+    outs = [j.communicate(timeout=60)[0] for j in [make() for _ in range(2)]]
+    assert all('error: the installation failed' in o and 'made' not in o for o in outs) and installations(tmp_path)==2, outs
+    assert not list((p/'.venv').glob('.making*'))
+    (p/'.venv/bin/python').write_text((tmp_path/'own').read_text().replace('exit 1', 'sleep 3'))
+    job = make()
+    until(lambda: installations(tmp_path)==3)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60)!=0
+    assert not list((p/'.venv').glob('.making*'))
+
+def test_an_environment_that_cannot_be_written_is_one_sentence(tmp_path):
+    p, make = bare(tmp_path)
+    (p/'.venv').touch()
+    assert make().communicate(timeout=60)[0]==f'error: {p}/.venv cannot be written: look at its owner and at the space left.\n'
 
 def test_env_leaves_the_notebooks_pictures_alone():
     r = run('-c', '. runs/env.sh; echo "${MPLBACKEND-none}"', MPLBACKEND='')
