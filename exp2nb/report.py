@@ -583,9 +583,10 @@ def gains_shown(result)->dict:
     shown = lambda r, name='': '–' if r[f'{name}difference'] is None else (
         f"{points(r[f'{name}difference'], True)} ({span(r[f'{name}low'], r[f'{name}high'], '')})")
     def sampled(r): return '–' if r.get('sampled') is None else points(r['sampled'], True)
-    lines = [[label(r['arm']), LADDER.get(r['arm'], '–'), r['seeds'], shown(r), sampled(r), shown(r, 'other_'), number(r['kl']),
+    on = lambda r: f", on {r['match_on']}"*(r.get('match_on', 'model')!='model')
+    lines = [[label(r['arm'])+on(r), LADDER.get(r['arm'], '–'), r['seeds'], shown(r), sampled(r), shown(r, 'other_'), number(r['kl']),
               number(r['entropy']), amount(r['generation']) if r['generation'] else '–', amount(r['training']), percent(r['executed'])]
-             for r in rows]
+             for r in [*rows, *result['tables'].get('other_bases', [])]]
     head = ['arm', 'trains on', 'seeds', 'gain over SFT, points (95 %)', 'sampled, points', 'other benchmarks, points (95 %)',
             'KL to SFT, nats a token', 'entropy, nats a token', 'generation, FLOPs', 'training, FLOPs', 'executed of these, %']
     note = ('Gains are greedy; sampled: the mean over the samples at the temperature of the evaluation. FLOPs are billed. The '

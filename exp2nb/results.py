@@ -332,13 +332,14 @@ def cells(r:Record, task, checkpoint='end', greedy=True):
     return r.answers.get((task, 'end' if r.arm=='sft' else checkpoint, greedy), r.items.iloc[:0])
 
 def outcomes(
-    records, task, checkpoint='end', greedy=True
+    records, task, checkpoint='end', greedy=True,
+    column='score'      # 1 or 0 where answers are right or wrong; or 'stopped'
 ):                      # (seeds, items), a share over samples; None where not run
     "Scores, items sorted by id. Raises `UserError` if two records answered different items."
     out,ids = [],None
     for r in records:
         c = cells(r, task, checkpoint, greedy)
-        mine = 'score' if 'score' in c else 'correct'   # records of before there were scores
+        mine = column if column in c else 'correct'   # records of before there were scores
         if c.empty or c[mine].isna().all(): return None
         s = c.groupby('id')[mine].mean()
         if ids is None: ids,first = s.index,r

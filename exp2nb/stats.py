@@ -487,7 +487,7 @@ def scope_words(scope, seeds:int, vary:str='sft', starts:int=None)->str:
     if scope=='two_checkpoints': return 'one seed, so this is about two checkpoints'
     if scope=='one_sft_checkpoint': return f'{seeds} seeds from one SFT checkpoint, so this is about that checkpoint'
     if starts and starts < seeds: return f'{seeds} seeds from {starts} SFT checkpoints'
-    return f'{seeds} seeds, each from its own {"base and SFT checkpoint" if vary=="base" else "SFT checkpoint"}'
+    return f'{seeds} seeds, each from its own ' + ('base and SFT checkpoint' if vary=='base' else 'SFT checkpoint, on one base')
 
 # %% ../nbs/20_stats.ipynb #e7a823a8
 def judge(

@@ -242,7 +242,7 @@ def model_card(
              'or whether a bill of as many FLOPs does as well when it is spent on more supervised training.', '',
              f"- Trained by: {how}, on {task} (arm `{name}`{', '*bool(which)}{which})",
              f"- Started from: {base or 'a base that was pretrained in the same run'}"]
-    if n := arm.get('parameters'): lines.append(f'- Parameters: {n/1e6:,.1f} million')
+    if n := arm.get('parameters'): lines.append(f'- Parameters: {n/1e6:,.{2 if n < 1e7 else 1}f} million')
     if x := arm.get('rehearsal'):
         lines.append(f"- SFT rehearsed {x['answers']:,} of the base's own answers to other instructions: {x['share']:.0%} of what it read "
                      f"({flops_text(x['flops_model'])} to sample them, in no arm's budget)")

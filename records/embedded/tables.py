@@ -50,10 +50,12 @@ def measured(r:dict, arm, name):
     "A mean of the table of measures; None where it was not taken."
     return next((x['value'] for x in r['tables']['beside'] if (x['arm'], x['measure'])==(arm, name)), None)
 
-def by_ladder(rows:list)->list:
-    "The ladder's arms first, in its order."
+def gained(r:dict)->list:
+    "The rows of gains: the ladder's arms first, in its order; SFT+ on another basis after SFT+."
     steps = list(LADDER)
-    return sorted(rows, key=lambda x: steps.index(x['arm']) if x['arm'] in steps else len(steps))
+    return sorted(r['tables']['gains']+r['tables']['other_bases'], key=lambda x: steps.index(x['arm']) if x['arm'] in steps else len(steps))
+
+def named(arm, basis)->str: return LABELS[arm] + f', on `{basis}`'*(basis!='model')
 
 def all_arms(r:dict)->str:
     "One row an arm and basis, at the full budget."
@@ -61,22 +63,23 @@ def all_arms(r:dict)->str:
     rows = []
     for (arm, basis, checkpoint, decoding), e in ends.items():
         if (checkpoint, decoding)!=('end', 'greedy'): continue
-        own = basis=='model'
         other = [e['others'].get(t) for t in ('spellingbee', 'choices')]
         best, sampled = ends.get((arm, basis, 'best_dev', 'greedy'), {}), ends.get((arm, basis, 'end', 'sampled'), {})
-        stops = measured(r, arm, 'answer stops') if own else None
-        rows.append([LABELS[arm] + ('' if own else f', on `{basis}`'), e['seeds'], percent(e['accuracy']), percent(sampled.get('accuracy')),
-                     percent(best.get('accuracy')), *map(percent, other), percent(None if stops is None else 1-stops)])
+        cut = next((g['cut'] for g in gained(r) if (g['arm'], g['match_on'])==(arm, basis)), None)
+        if arm=='sft': cut = 1-measured(r, 'sft', 'answer stops')
+        rows.append([named(arm, basis), e['seeds'], percent(e['accuracy']), percent(sampled.get('accuracy')),
+                     percent(best.get('accuracy')), *map(percent, other), percent(cut)])
     return table(['arm', 'seeds', 'greedy', 'sampled', 'best on dev', 'spelling', 'choices', 'answers cut'], rows)
 
 def paid(r:dict)->str:
-    "What each arm was billed for, in TFLOPs, and how far it moved."
-    kinds = {(x['arm'], x['stage']): x['amount'] for x in r['tables']['stages'] if x['basis']=='model'}
-    stages = [s for s in ('rollout', 'update', 'sft', 'optimizer') if any(kinds.get((g['arm'], s)) for g in r['tables']['gains'])]
-    rows = [[LABELS[g['arm']], g['seeds'], f"{(g['generation']+g['training'])/1e12:.2f}",
-             *(f"{kinds.get((g['arm'], s), 0)/1e12:.2f}" for s in stages), f"{g['executed']:.2f}",
-             *('–' if g[k] is None else f'{g[k]:.3f}' for k in ('kl', 'entropy'))] for g in by_ladder(r['tables']['gains'])]
-    return table(['arm', 'seeds', 'billed', *stages, 'executed, of billed', 'KL to SFT', 'entropy'], rows)
+    "What each arm was billed for, in TFLOPs, how it was spent, and how far it led."
+    stages = [s for s in ('rollout', 'update', 'sft', 'optimizer') if any(s in g['kinds'] for g in gained(r))]
+    def number(x, digits): return '–' if x is None else f'{x:.{digits}f}'
+    rows = [[named(g['arm'], g['match_on']), g['seeds'], f"{sum(g['kinds'].values())/1e12:.2f}",
+             *(f"{g['kinds'].get(s, 0)/1e12:.2f}" for s in stages), f"{g['executed']:.2f}", number(g['steps'], 0), number(g['passes'], 2),
+             '–' if g['missed'] is None else f"{100*g['missed']:.2g} %", number(g['kl'], 3), number(g['entropy'], 3)] for g in gained(r)]
+    head = ['arm', 'seeds', 'billed', *stages, 'executed, of billed', 'steps', 'passes', 'budget missed by', 'KL to SFT', 'entropy']
+    return table(head, rows)
 
 def tries(r:dict)->str:
     "pass@k and majority@k of answers at temperature 1, in percent."
@@ -109,12 +112,12 @@ def besides(r:dict)->str:
 
 def gains(r:dict)->str:
     "Gains over SFT, and what was forgotten: each other benchmark, and their mean."
-    rows = by_ladder(r['tables']['gains'])
+    rows = gained(r)
     tasks = list(rows[0]['tasks'])
     def lost(g, t):
         d = g['tasks'].get(t)
         return f"{points(d['difference'])} ({span(d['low'], d['high'])})" if d else '–'
-    cells = [[LABELS[g['arm']], g['seeds'], *gap(g), *(lost(g, t) for t in tasks), *gap(g, 'other_')] for g in rows]
+    cells = [[named(g['arm'], g['match_on']), g['seeds'], *gap(g), *(lost(g, t) for t in tasks), *gap(g, 'other_')] for g in rows]
     return table(['arm', 'seeds', 'gain over SFT', '95 % interval', *tasks, 'mean of these', '95 % interval'], cells)
 
 def neighbours(r:dict)->str:
@@ -150,7 +153,13 @@ def other_rates(check:dict)->str:
     rows = [[of(x), x['seeds'], *gap(x), f"`{x['code']}`" if x['code'] else '–', bill(x)] for x in check['rows']]
     head = ["RL at the preset's rates minus", 'seeds', *GAP, 'alone the rule says', 'its bill, against theirs, at most']
     scores = ', '.join(f"{t} {percent(x)} %" for t,x in check['accuracy'].items())
-    return f"{table(head, rows)}\n\nIt scored: {scores}; KL to SFT {check['kl']:.3f} nats a token."
+    lost = '; '.join(f"{t} {points(x['difference'])} ({span(x['low'], x['high'])})" for t,x in check['others'].items())
+    def learned(x):
+        rewards = [percent(v) for v in x['reward']] if x['reward'] else ['–']*2
+        return [of(x) if x['study'] else "RL, at the preset's rates", *rewards, percent(x['zero_advantage']), percent(x['dev'])]
+    training = table(['in training', 'reward, first ten steps', 'last ten', 'groups without an advantage', 'dev, at the end'],
+                     map(learned, check['training']))
+    return (f"{table(head, rows)}\n\nIt scored: {scores}; against SFT: {lost}; KL to SFT {check['kl']:.3f} nats a token.\n\n{training}")
 
 def longer_answers(check:dict)->str:
     "Accuracy and cut answers at two lengths of answer, and at the longer one the differences to SFT and RL."
