@@ -17,6 +17,7 @@ from .engine import generate
 from .flops import Work, executed_flops, note_flops, prefill_flops
 from .protocol import Segments
 from .sandbox import run_many
+from .sandbox.sandbox import usable_cores
 
 # %% ../nbs/17_evaluate.ipynb #5d9cea74
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def score_all(
     "Score completions: programs by running them, everything else by the task's own scorer."
     if task.kind!='code': return [task.score(p, t) for p,t in zip(problems, texts, strict=True)]
     programs = [t.split('<|assistant_end|>')[0] for t in texts]
-    ran = run_many([p.meta for p in problems], programs, allow_unsafe=allow_unsafe, progress=False)
+    share = min(usable_cores(), torch.get_num_threads())   # of the cores: a launcher divides the threads among its processes
+    ran = run_many([p.meta for p in problems], programs, workers=share, allow_unsafe=allow_unsafe, progress=False)
     return [dict(pred=None, correct=r['passed'], parsed=None, isolation=r['isolation'],
                  broken=r['reason'] if r['outcome']=='not_started' else '') for r in ran]
 

@@ -154,7 +154,8 @@ def _failure(f):
 
 def _first_error(failures, n, known):
     "The error worth showing: of a known class if there is one, else the first that isn't about the connection."
-    names = {k.__name__: k for k in known}
+    def with_kinds(k): return [k, *(x for c in k.__subclasses__() for x in with_kinds(c))]
+    names = {c.__name__: c for k in known for c in with_kinds(k)}
     def order(item):
         kind, text, _ = _failure(item[1])
         return kind not in names, any(w in kind+text for w in ('gloo', 'NCCL', 'Dist', 'SIGTERM')), item[1].timestamp

@@ -345,3 +345,12 @@ def test_odd_metrics_are_one_sentence(capsys, tmp_path, row, word):
     write_json(log.with_name('config.json'), {})
     log.write_text(json.dumps(dict(step=-1, fraction=0.))+'\n' + json.dumps(dict(step=0, fraction=.1) | row)+'\n')
     one_sentence(exp2_status.main([str(tmp_path)]), capsys.readouterr(), str(log), word)
+
+def test_a_word_list_of_one_s_own_stays_where_the_network_fails(tmp_path, monkeypatch):
+    from exp2nb.tools import fetch
+    own = tmp_path/'words'/'words_alpha.txt'
+    own.parent.mkdir()
+    own.write_text('one\ntwo\n')
+    def down(*a, **kw): raise OSError('no network')
+    monkeypatch.setattr(fetch.urllib.request, 'urlopen', down)
+    assert 'could not be fetched' in fetch.get_words(tmp_path) and own.read_text()=='one\ntwo\n'

@@ -23,8 +23,8 @@ from exp2nb.flops import Work, muon_flops, rollout_cost, update_cost
 from exp2nb.grpo import GRPO, Group
 from exp2nb.ledger import BUDGET_STAGES, Budget, Ledger, read_rows, totals
 from exp2nb.model import Transformer
-from exp2nb.store import load_artifact, read_json, read_jsonl
-from exp2nb.train import Amount, Conversations, Run, Supervised
+from exp2nb.store import Busy, load_artifact, read_json, read_jsonl
+from exp2nb.train import Amount, Conversations, NotFinite, Run, Supervised
 
 CHANGES = ('model.vocab=300 model.context=160 pretrain.tokens_per_param=0.05 pretrain.batch_tokens=1024 sft.batch_tokens=1024 '
            'sft_plus.batch_tokens=640 rl.steps=4 rl.problems=3 rl.samples=3 rl.max_new=16 rl.preflight=3 eval.max_new=16 eval.kl_prompts=2')
@@ -353,3 +353,10 @@ def test_the_benchmark_s_gradient_is_the_same_in_two_processes(tmp_path):
     alone = gradient_norms(w)
     assert sum(alone) > 0
     for norms in on(2, tmp_path, gradient_norms, w): assert norms==pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+def test_the_launcher_knows_the_kinds_of_a_user_s_error():
+    "A run that another process writes, or whose weights went astray, is a sentence from several processes as it is from one."
+    for kind in (Busy, NotFinite):
+        failed = SimpleNamespace(message=dict(message=f'{kind.__name__}: wait for it.'), timestamp=1)
+        e = parallel._first_error({0: failed}, 8, (UserError,))
+        assert type(e) is kind and str(e)=='wait for it.'

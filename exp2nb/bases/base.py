@@ -77,7 +77,7 @@ def kind_of(
     p = Path(path)
     if find_checkpoint(p): return 'nanochat'
     if (p/'state.json').is_file(): return 'exp2nb'
-    if (p/'config.json').is_file() and not list(p.glob('pytorch_model*.bin')): return 'hub'
+    if (p/'config.json').is_file() and (list(p.glob('*.safetensors')) or not list(p.glob('pytorch_model*.bin'))): return 'hub'
     if str(path).startswith('package:') or source_of(path)[1]: return 'hub'
     if p.is_dir(): raise UserError(f'{path} is not a base that we know: {_hint(p)}.')
     if p.exists(): raise UserError(f"{path} is a file that we don't know: give nanochat's model_XXXXXX.pt, a GGUF file, or a folder.")
@@ -179,6 +179,7 @@ def export_model(
 # %% ../../nbs/bases/02_base.ipynb #8ef79c61
 def flops_text(n)->str:
     "FLOPs with three digits and the unit's prefix."
+    n = float(f'{n:.3g}')
     power = min(max(int(math.log10(n))//3, 0), 6) if n > 0 else 0
     return f"{n/1000**power:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[power]}FLOPs"
 
@@ -256,7 +257,10 @@ def model_card(
 def _arm_weights(arm:Path, record:dict, which:str)->Path:
     "The folder with an arm's weights. Raises `UserError` if there are none to export."
     check_choice('weights', which, ('weights', 'best_dev'))
-    if record.get('arm')!='sft' or which!='weights': return arm/which
+    if record.get('arm')!='sft' or which!='weights':
+        if (arm/which).is_dir(): return arm/which
+        why = 'no checkpoint was chosen on dev: export its weights' if which=='best_dev' else 'they were deleted: give its command again'
+        raise UserError(f'{arm} has no {which}, since {why}.')
     shared = [arm.parents[1]/f'seed{s}'/'weights' for s in dict.fromkeys((record.get('seed', 0), 0))]
     found = next((f for f in shared if f.is_dir()), None)
     if found is None:

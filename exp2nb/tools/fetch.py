@@ -49,7 +49,7 @@ def needs(
     if not c.sft_checkpoint and c.corpus=='full':
         out += [Need('HuggingFaceTB/smol-smoltalk', 'default', 'train'), Need('cais/mmlu', 'all', 'auxiliary_train')]
     tokens = c.pretrain.tokens_per_param*shape_of(c.model).n
-    if not c.base and not c.sft_checkpoint: out.append(Need(TEXT_SET, 'default', 'train', int(tokens*CHARACTERS)))
+    if c.corpus=='full' and not c.base and not c.sft_checkpoint: out.append(Need(TEXT_SET, 'default', 'train', int(tokens*CHARACTERS)))
     return out + [Need('words')]
 
 # %% ../../nbs/tools/05_fetch.ipynb #7842c984
@@ -164,10 +164,12 @@ def get_words(folder)->str:   # '' or why there is none
         part = path.with_suffix('.part')
         with urllib.request.urlopen(WORDS[0], timeout=60) as r: part.write_bytes(r.read())
         part.replace(path)
-        word_list(str(folder))
+        try: word_list(str(folder))
+        except UserError:
+            path.unlink()   # what has just come; a list of one's own stays where the network fails
+            raise
         return ''
     except (OSError, HTTPException, UserError) as e:
-        path.unlink(missing_ok=True)
         return (f'the word list could not be fetched ({type(e).__name__}): put {WORDS[0]} into {path}, or leave it: '
                 'the spelling tasks then use the words of Python\'s own help texts')
 
@@ -230,7 +232,7 @@ def fetch(
             if m: check(n, files, folder)
     shutil.rmtree(folder/'.fetch', ignore_errors=True)
     for r in remarks: say(f'Note: {r}.')
-    say(f'All is here and checked: give data_dir={folder} (--data-dir {shlex.quote(str(folder))}).')
+    say(f'{"All else" if remarks else "All"} is here and checked: give data_dir={folder} (--data-dir {shlex.quote(str(folder))}).')
     return facts()
 
 # %% ../../nbs/tools/05_fetch.ipynb #386e441f

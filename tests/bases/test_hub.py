@@ -7,7 +7,7 @@ import pytest, torch
 from tiny import CHATML, LLAMA3, LLAMA3_TEMPLATE, hub_tokenizer, randomised
 from safetensors.torch import load_file, save_file
 from exp2nb.bases import hub
-from exp2nb.bases.base import rebuild
+from exp2nb.bases.base import kind_of, rebuild
 from exp2nb.config import RLConfig, Rates, UserError
 from exp2nb.engine import generate
 from exp2nb.flops import Work, executed_flops, flop_counter
@@ -407,3 +407,28 @@ def test_real_weights_take_a_step_of_each_kind(smol, tmp_path, monkeypatch):
     stage.folder = tmp_path
     row = stage.step()
     assert row['logprob_drift'] < 1e-3 and not torch.equal(model.head[:8], before)
+
+def test_a_prompt_does_not_depend_on_the_day():
+    "Templates may write today's date; a run that goes on tomorrow must ask the same."
+    tok = toy_tokenizer(specials=CHATML, template="{{ strftime_now('%d %b %Y') }}\n" + KESTREL)
+    assert tok.decode(tok.render_prompt('How?')).startswith('26 Jul 2024\n')
+
+def test_a_damaged_generation_config_is_not_a_missing_one(tmp_path):
+    folder = exported(toy_tokenizer(specials=CHATML, template=KESTREL), tmp_path/'m')
+    (folder/'generation_config.json').write_text('{"eos_token_id": ')
+    with pytest.raises(UserError, match='generation_config.json'): hub.load_hub(folder)
+
+def test_no_code_of_a_repository_is_run_or_asked_about(tmp_path, monkeypatch):
+    folder, asked = exported(toy_tokenizer(specials=CHATML, template=KESTREL), tmp_path/'m'), []
+    config = json.loads((folder/'config.json').read_text()) | dict(model_type='own', auto_map=dict(AutoConfig='own.Config'))
+    (folder/'config.json').write_text(json.dumps(config))
+    (folder/'own.py').write_text('raise SystemExit')
+    monkeypatch.setattr('builtins.input', lambda *a: asked.append(a) or 'y')
+    with pytest.raises(UserError): hub.load_hub(folder)
+    assert not asked
+
+def test_safetensors_beside_pickles_are_taken(tmp_path):
+    "As in a full download of a repository that carries both."
+    folder = exported(toy_tokenizer(specials=CHATML, template=KESTREL), tmp_path/'m')
+    (folder/'pytorch_model.bin').write_bytes(b'')
+    assert kind_of(folder)=='hub'

@@ -5,7 +5,7 @@ import pytest, torch
 from tiny import hub_model, hub_tokenizer, randomised, tiny_config
 from exp2nb.lab import Lab, arm_folder, given
 from exp2nb.arms import base_flops, run_arm
-from exp2nb.bases.base import export_arm, export_model, load_base
+from exp2nb.bases.base import _arm_weights, export_arm, export_model, flops_text, load_base
 from exp2nb.config import UserError, make_config, override
 from exp2nb.ledger import COLUMNS
 from exp2nb.bases.nanochat import NanoChat, NanoConfig, save_nanochat
@@ -160,3 +160,10 @@ def test_choice_questions_are_asked_as_the_base_was_trained(runs):
             asked = [p.question for p in lab.tasks['choices']]
             assert trained and asked and all(q.endswith(ASKS[want]) for q in trained+asked)
             assert all(q.startswith('Multiple Choice question: ')==(want=='nanochat') for q in trained+asked)
+
+def test_weights_that_an_arm_does_not_have_are_named(tmp_path):
+    for which,why in dict(best_dev='no checkpoint was chosen on dev', weights='they were deleted').items():
+        with pytest.raises(UserError, match=f'has no {which}, since {why}'): _arm_weights(tmp_path, dict(arm='rl'), which)
+
+def test_flops_are_rounded_before_their_unit_is_chosen():
+    assert [flops_text(n) for n in (999.4e12, 999.7e12, 0)]==['999 TFLOPs', '1 PFLOPs', '0 FLOPs']

@@ -4,6 +4,7 @@ No case may pass, raise into the caller, outlive its time, or leave a process, a
 Processes are found by a token in their command line, so that other tests on this machine may run programs too."""
 import json, os, re, secrets, subprocess, sys, tempfile, textwrap, time
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 from exp2nb.config import UserError
 from exp2nb.sandbox import sandbox
@@ -605,3 +606,25 @@ def test_helpers_of_the_real_prompts(number, isolation):
                   f'    return E()\n\n{everything}def {helper}(*a): return E()\n',
                   f'    return ""\n\nimport builtins\nbuiltins.{helper} = lambda *a: ""\n'):
         assert not run(p, cheat, isolation)['passed']
+
+def test_an_isolation_gets_a_second_chance_to_start(isolation, monkeypatch):
+    "A machine that was too busy once must not go without isolation for good."
+    tries, run_once = [], sandbox._run
+    def late(*args):
+        tries.append(args)
+        return sandbox._not_started('too busy', args[-1]) if len(tries)==1 else run_once(*args)
+    monkeypatch.setattr(sandbox, '_run', late)
+    assert sandbox.escapes(try_isolation(isolation))=='' and len(tries)==2
+
+def test_processes_share_the_cores(monkeypatch):
+    "Each runs as many programs at a time as it has threads: eight processes on eight cores run eight, not sixty-four."
+    import torch
+    from exp2nb import evaluate
+    got, now = [], torch.get_num_threads()
+    monkeypatch.setattr(evaluate, 'usable_cores', lambda: 8)
+    monkeypatch.setattr(evaluate, 'run_many', lambda problems, programs, workers, **kw: got.append(workers) or [])
+    try:
+        torch.set_num_threads(1)
+        evaluate.score_all(SimpleNamespace(kind='code'), [], [])
+    finally: torch.set_num_threads(now)
+    assert got==[1]
