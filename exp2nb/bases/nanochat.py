@@ -185,7 +185,10 @@ def read_pt(path)->dict:  # tensor name → float32 tensor
     try: state = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError: raise UserError(f'there is no file {path}.') from None
     except pickle.UnpicklingError:
-        raise UserError(f'{path} holds something other than tensors, so it was not opened: save the state_dict alone.') from None
+        with open(path, 'rb') as f: pointer = f.read(8)==b'version '   # what Git LFS leaves in a large file's place
+        what = 'is a pointer of Git LFS, not the file: run git lfs pull' if pointer else \
+            'holds something other than tensors, so it was not opened: save the state_dict alone'
+        raise UserError(f'{path} {what}.') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
         what = f'{path} cannot be read ({type(e).__name__})'
         raise UserError(f'{what}: it is truncated or not a PyTorch file; copy it again.') from None

@@ -277,9 +277,10 @@ def find_isolation(
 )->Isolation:
     "The best isolation that works here. Raises `SandboxUnavailable` if there is none, unless `allow_unsafe`."
     check_choice('isolation', name, ('auto', *_WAYS, 'none'))
-    tried = {n: try_isolation(n) for n in _WAYS if name in ('auto', n)}
-    found = next((i for i in tried.values() if isinstance(i, Isolation)), None)
-    if found: return found
+    tried = {}
+    for n in [n for n in _WAYS if name in ('auto', n)]:
+        tried[n] = try_isolation(n)
+        if isinstance(tried[n], Isolation): return tried[n]
     if allow_unsafe: return NO_ISOLATION
     why = '; '.join(f'{n}: {t}' for n,t in tried.items()) or 'none was asked for'
     raise SandboxUnavailable(f'programs are not run, since they cannot be isolated here ({why}): use a Linux with Landlock '

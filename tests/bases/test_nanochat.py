@@ -227,3 +227,7 @@ def test_a_field_that_makes_no_sense_is_one_sentence(meta):
 def test_tensors_of_any_shape_are_read_or_refused(shapes):
     c = nanochat.read_meta(meta_of(), shapes)
     with pytest.raises(UserError): nanochat.build_nanochat(c, {k:torch.ones(s) for k,s in shapes.items()})
+
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+    (tmp_path/'model_000650.pt').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n')
+    with pytest.raises(UserError, match='a pointer of Git LFS.*run git lfs pull'): nanochat.read_pt(tmp_path/'model_000650.pt')
