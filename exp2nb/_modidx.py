@@ -294,6 +294,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'exp2nb.config.device_of': ('config.html#device_of', 'exp2nb/config.py'),
                                'exp2nb.config.dtype_of': ('config.html#dtype_of', 'exp2nb/config.py'),
                                'exp2nb.config.git_revision': ('config.html#git_revision', 'exp2nb/config.py'),
+                               'exp2nb.config.kinds_of': ('config.html#kinds_of', 'exp2nb/config.py'),
                                'exp2nb.config.make_config': ('config.html#make_config', 'exp2nb/config.py'),
                                'exp2nb.config.optional': ('config.html#optional', 'exp2nb/config.py'),
                                'exp2nb.config.override': ('config.html#override', 'exp2nb/config.py'),

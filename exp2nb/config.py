@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Count', 'Cap', 'Share', 'Rate', 'Heat', 'Place', 'MATCH_ON', 'PRESETS', 'USUAL', 'TARGETS', 'ROOM', 'OWN_FILES',
-           'FAMILIES', 'UserError', 'check_choice', 'shown', 'optional', 'as_number', 'Whole', 'Number', 'Word', 'Text',
-           'Flag', 'Several', 'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig', 'SFTPlusConfig',
-           'OnlineConfig', 'PositivesConfig', 'EvalConfig', 'Config', 'own_target', 'check_target', 'task_name',
-           'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision', 'processor',
-           'versions', 'ran_on', 'device_of', 'dtype_of', 'run_folder']
+           'FAMILIES', 'UserError', 'kinds_of', 'check_choice', 'shown', 'optional', 'as_number', 'Whole', 'Number',
+           'Word', 'Text', 'Flag', 'Several', 'ModelConfig', 'Rates', 'PretrainConfig', 'SFTConfig', 'RLConfig',
+           'SFTPlusConfig', 'OnlineConfig', 'PositivesConfig', 'EvalConfig', 'Config', 'own_target', 'check_target',
+           'task_name', 'make_config', 'with_room', 'checked', 'override', 'sha256_of', 'seed_of', 'git_revision',
+           'processor', 'versions', 'ran_on', 'device_of', 'dtype_of', 'run_folder']
 
 # %% ../nbs/00_config.ipynb #94e6f540
 import dataclasses, hashlib, importlib, importlib.metadata, json, math, os, platform, re, subprocess
@@ -19,6 +19,10 @@ from pathlib import Path
 # %% ../nbs/00_config.ipynb #e6617d47
 class UserError(ValueError):
     "A mistake that the user can mend: the message is one sentence that says what is wrong and what to do."
+
+def kinds_of(error)->dict:   # name → class
+    "A class of errors and those derived from it, by name: how one that ended another process is known again."
+    return {error.__name__: error} | {name: c for below in error.__subclasses__() for name,c in kinds_of(below).items()}
 
 # %% ../nbs/00_config.ipynb #d391151e
 def check_choice(

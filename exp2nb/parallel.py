@@ -11,7 +11,7 @@ import os, signal, sys, threading
 from datetime import timedelta
 import torch
 import torch.distributed as dist
-from .config import UserError
+from .config import UserError, kinds_of
 
 # %% ../nbs/13_parallel.ipynb #4c4ed9d0
 def start(
@@ -154,8 +154,7 @@ def _failure(f):
 
 def _first_error(failures, n, known):
     "The error worth showing: of a known class if there is one, else the first that isn't about the connection."
-    def with_kinds(k): return [k, *(x for c in k.__subclasses__() for x in with_kinds(c))]
-    names = {c.__name__: c for k in known for c in with_kinds(k)}
+    names = {name: c for k in known for name,c in kinds_of(k).items()}
     def order(item):
         kind, text, _ = _failure(item[1])
         return kind not in names, any(w in kind+text for w in ('gloo', 'NCCL', 'Dist', 'SIGTERM')), item[1].timestamp

@@ -266,7 +266,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_update(tmp_path, reference
     run_dir, arm = tmp_path/'run', arm_of(stage)
     before(stage, reference, run_dir)
     code, text = finish(run_dir, arm, True, 'nan', stage, 2, 0, 0)
-    assert code==1 and f"UserError: the {'gradient' if stage=='rl' else 'loss'} is nan at step 2: nothing was updated" in text, text
+    assert code==1 and f"NotFinite: the {'gradient' if stage=='rl' else 'loss'} is nan at step 2: nothing was updated" in text, text
     folder = run_dir/FOLDERS[stage]
     bad = read_json(folder/'bad_batch.json')
     assert bad['step']==2 and bad['batch']

@@ -18,7 +18,7 @@ from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 from tqdm import tqdm
 from ..arms import launch
-from ..config import Config, Flag, Text, UserError, Whole, device_of, run_folder
+from ..config import Config, Flag, Text, UserError, Whole, device_of, kinds_of, run_folder
 from ..lab import arm_folder, check_alone, threads_of
 from ..stats import fewest_seeds
 from ..store import Interrupted, read_json, write_json
@@ -86,7 +86,7 @@ def wait_for(
 def failure(out, log)->tuple:
     "What stopped a notebook: the exit code and the sentence that this program ends with."
     name, message = notebook_error(out)
-    if name=='UserError': return 2, message
+    if name in kinds_of(UserError): return 2, message
     if name=='Interrupted': return Interrupted(message).code, message
     return 1, f'{out} stopped ({name} {message}): the whole log is in {log}.'
 
